@@ -1,0 +1,103 @@
+"""The frozen feature extractor: one feature map per residual block of levels 3, 4, 5 (paper, section 4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+import torchvision
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from mshnet.config import BackboneName
+from mshnet.errors import InputError
+
+LEVELS = (3, 4, 5)
+
+
+class Features(NamedTuple):
+    """Feature maps of n images: one tensor per level, its layers stacked.
+
+    With ResNet-50 at 473 px: (n, 4, 512, 60, 60), (n, 6, 1024, 30, 30), (n, 3, 2048, 15, 15).
+    """
+
+    level3: Float[Tensor, "n l3 c3 h3 w3"]
+    level4: Float[Tensor, "n l4 c4 h4 w4"]
+    level5: Float[Tensor, "n l5 c5 h5 w5"]
+
+
+class Backbone(nn.Module):
+    """A torchvision ResNet without its head, always in eval mode, without gradients.
+
+    A feature map is taken after a block's residual addition and *before* its last ReLU.
+    Construction downloads nothing: the weights are random until `load_torchvision_state_dict`.
+    """
+
+    def __init__(self, name: BackboneName) -> None:
+        super().__init__()
+        resnet = getattr(torchvision.models, name)(weights=None)
+        self.conv1, self.bn1, self.maxpool = resnet.conv1, resnet.bn1, resnet.maxpool
+        self.layer1, self.layer2 = resnet.layer1, resnet.layer2
+        self.layer3, self.layer4 = resnet.layer3, resnet.layer4
+        self.name = name
+        levels = (self.layer2, self.layer3, self.layer4)
+        self.layers = {level: len(blocks) for level, blocks in zip(LEVELS, levels, strict=True)}
+        self.channels = {
+            level: width * levels[0][0].expansion for level, width in zip(LEVELS, (128, 256, 512), strict=True)
+        }
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Stay in eval mode whatever is asked: the backbone is frozen, its batch norm with it."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Float[Tensor, "n 3 H W"]) -> Features:
+        """Features of normalised images (RGB, ImageNet mean and deviation), any size from 32 px."""
+        x = self.maxpool(torch.relu(self.bn1(self.conv1(images))))
+        x = self.layer1(x)
+        maps = []
+        for blocks in (self.layer2, self.layer3, self.layer4):
+            level = []
+            for block in blocks:
+                level.append(_before_last_relu(block, x))
+                x = torch.relu(level[-1])
+            maps.append(torch.stack(level, dim=1))
+        return Features(*maps)
+
+    def load_torchvision_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Load weights under torchvision's names; the classifier's (`fc.*`) are left out.
+
+        Raises InputError when a name is missing, unknown or of another shape.
+        """
+        weights = {name: value for name, value in state_dict.items() if not name.startswith("fc.")}
+        own = self.state_dict()
+        missing, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+        # Files from before PyTorch 0.4 have no batch counters, and inference needs none.
+        missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+        wrong = [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
+        if missing or unknown or wrong:
+            first = (missing + unknown + sorted(wrong))[0]
+            raise InputError(
+                f"expected the weights of a torchvision {self.name}, found a state dict with {len(missing)} names "
+                f"missing, {len(unknown)} unknown and {len(wrong)} of another shape (first: {first}); "
+                f"give a file of the same architecture"
+            )
+        self.load_state_dict(weights, strict=False)
+
+
+def _before_last_relu(
+    block: BasicBlock | Bottleneck, x: Float[Tensor, "n c h w"]
+) -> Float[Tensor, "n d i j"]:
+    """One residual block up to and including its addition."""
+    out = torch.relu(block.bn1(block.conv1(x)))
+    if isinstance(block, Bottleneck):
+        out = torch.relu(block.bn2(block.conv2(out)))
+        out = block.bn3(block.conv3(out))
+    else:
+        out = block.bn2(block.conv2(out))
+    shortcut = x if block.downsample is None else block.downsample(x)
+    return out + shortcut

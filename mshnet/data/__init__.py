@@ -1,0 +1,1 @@
+"""Reading labelled images, drawing episodes, and the episode store."""

@@ -1,0 +1,136 @@
+"""MSHNet: backbone, two similarities, three merging blocks, one inverted pyramid (paper, figure 2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mshnet.backbone import LEVELS, Backbone, Features
+from mshnet.config import ModelConfig
+from mshnet.decoder import InvertedPyramid
+from mshnet.errors import InputError
+from mshnet.masking import mask_pyramid, prototypes, resize, select_object
+from mshnet.merging import SymmetricMergingBlock
+from mshnet.similarity import GenerativePrototypeSimilarity, cosine_similarity
+
+Maps = dict[int, Float[Tensor, "b k l h w"]]
+
+
+@dataclass(frozen=True)
+class Similarities:
+    """Similarity maps in 0..1 per level (keys 3, 4, 5); None where the configuration leaves one out."""
+
+    cosine: Maps | None
+    prototype: Maps | None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Background and foreground logits of the query."""
+
+    logits: Float[Tensor, "b 2 H W"]
+    """At the image size; the mask is their argmax."""
+    logits_low: Float[Tensor, "b 2 _ _"]
+    """Before the last resize, at twice level 3's size: what the loss reads."""
+    inner_logits: tuple[Float[Tensor, "b 2 _ _"], ...]
+    """Of levels 5, 4, 3, each at its own size (level 5's at level 4's)."""
+
+
+class RelationNetwork(nn.Module):
+    """Everything learnable: from the features of query and supports to logits."""
+
+    def __init__(self, config: ModelConfig, layers: dict[int, int], channels: dict[int, int]) -> None:
+        super().__init__()
+        self.similarity = config.similarity
+        if config.similarity != "cosine":
+            self.gps = nn.ModuleDict({str(v): GenerativePrototypeSimilarity(channels[v]) for v in LEVELS})
+        self.merging = nn.ModuleDict(
+            {str(v): SymmetricMergingBlock(layers[v], config.similarity, config.dropout) for v in LEVELS}
+        )
+        self.pyramid = InvertedPyramid(config.dropout)
+
+    def similarities(
+        self, query: Features, support: Features, masks: Float[Tensor, "b k H W"]
+    ) -> Similarities:
+        """Both similarities on all layers. Support features are those of b*k images, episode by episode."""
+        sizes = tuple((maps.shape[-2], maps.shape[-1]) for maps in query)
+        cosine: Maps = {}
+        prototype: Maps = {}
+        for level, q, s, soft in zip(LEVELS, query, support, mask_pyramid(masks, sizes), strict=True):
+            objects = select_object(s.unflatten(0, masks.shape[:2]), soft)
+            if self.similarity != "prototype":
+                cosine[level] = cosine_similarity(q, objects)
+            if self.similarity != "cosine":
+                prototype[level] = self.gps[str(level)](q, prototypes(objects))
+        return Similarities(cosine=cosine or None, prototype=prototype or None)
+
+    def forward(
+        self, query: Features, support: Features, masks: Float[Tensor, "b k H W"]
+    ) -> Prediction:
+        """Segment the queries. The image size is that of the masks."""
+        maps = self.similarities(query, support, masks)
+        merged = [
+            self.merging[str(level)](
+                maps.cosine[level] if maps.cosine else None,
+                maps.prototype[level] if maps.prototype else None,
+            )
+            for level in LEVELS
+        ]
+        logits_low, inner_logits = self.pyramid(*merged)
+        size = (masks.shape[-2], masks.shape[-1])
+        return Prediction(
+            logits=resize(logits_low, size), logits_low=logits_low, inner_logits=inner_logits
+        )
+
+
+class MSHNet(nn.Module):
+    """Few-shot segmentation: given k labelled supports of a class, find the class in a query image.
+
+    `backbone` is frozen and stays in eval mode; `relation` holds every learnable parameter
+    (29,626,952 with ResNet-50 and both similarities). Building one downloads nothing.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config.backbone)
+        self.relation = RelationNetwork(config, self.backbone.layers, self.backbone.channels)
+
+    def forward(
+        self,
+        query_images: Float[Tensor, "b 3 H W"],
+        support_images: Float[Tensor, "b k 3 H W"],
+        support_masks: Float[Tensor, "b k H W"],
+    ) -> Prediction:
+        """Logits of the query masks.
+
+        Images are normalised (RGB in 0..1, ImageNet mean and deviation), masks 0 or 1. An empty
+        support mask is allowed. Raises InputError when the shapes disagree.
+        """
+        query, support = self._features(query_images, support_images, support_masks)
+        prediction: Prediction = self.relation(query, support, support_masks)
+        return prediction
+
+    def similarities(
+        self,
+        query_images: Float[Tensor, "b 3 H W"],
+        support_images: Float[Tensor, "b k 3 H W"],
+        support_masks: Float[Tensor, "b k H W"],
+    ) -> Similarities:
+        """The similarity maps that the merging blocks read (the paper's energy maps are their means)."""
+        query, support = self._features(query_images, support_images, support_masks)
+        return self.relation.similarities(query, support, support_masks)
+
+    def _features(self, queries: Tensor, supports: Tensor, masks: Tensor) -> tuple[Features, Features]:
+        b, k = supports.shape[:2]
+        if queries.shape != (b, *supports.shape[2:]) or masks.shape != (b, k, *queries.shape[-2:]) or k == 0:
+            raise InputError(
+                "expected query images (B,3,H,W), support images (B,K,3,H,W) and support masks (B,K,H,W) with K of "
+                f"1 or more, found {tuple(queries.shape)}, {tuple(supports.shape)} and {tuple(masks.shape)}"
+            )
+        # One call for all images of the episodes: the backbone is most of the work.
+        features = self.backbone(torch.cat([queries, supports.flatten(0, 1)]))
+        return Features(*(maps[:b] for maps in features)), Features(*(maps[b:] for maps in features))

@@ -1,0 +1,1 @@
+"""Runs the method somewhere: the only house that knows ray and mlflow."""
