@@ -1,0 +1,101 @@
+"""Episodes as batches of tensors: what the loader hands to the training step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mshnet.data.episodes import Episode
+from mshnet.data.store import ImageStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeBatch:
+    """b episodes of k shots; pixels stay uint8 until they are on the device."""
+
+    query_images: UInt8[Tensor, "b 3 H W"]
+    query_masks: UInt8[Tensor, "b H W"]
+    """1 object, 0 background, 255 ignored by the metric."""
+    support_images: UInt8[Tensor, "b k 3 H W"]
+    support_masks: UInt8[Tensor, "b k H W"]
+    query_rows: tuple[int, ...]
+    """Rows in the store, by which features are cached."""
+    support_rows: tuple[tuple[int, ...], ...]
+    class_ids: tuple[int, ...]
+
+    def to(self, device: torch.device) -> EpisodeBatch:
+        """The same batch with its tensors on a device."""
+        return EpisodeBatch(
+            query_images=self.query_images.to(device, non_blocking=True),
+            query_masks=self.query_masks.to(device, non_blocking=True),
+            support_images=self.support_images.to(device, non_blocking=True),
+            support_masks=self.support_masks.to(device, non_blocking=True),
+            query_rows=self.query_rows,
+            support_rows=self.support_rows,
+            class_ids=self.class_ids,
+        )
+
+    def __len__(self) -> int:
+        return len(self.class_ids)
+
+
+class EpisodeSequence(Protocol):
+    """Episodes by position: a stored list, or a sampler bound to its epoch."""
+
+    def __getitem__(self, position: int, /) -> Episode: ...
+
+
+class EpisodeDataset(Dataset[EpisodeBatch]):
+    """Loads the episode at a position as a batch of one."""
+
+    def __init__(self, store: ImageStore, episodes: EpisodeSequence) -> None:
+        self.store = store
+        self.episodes = episodes
+
+    def __getitem__(self, position: int) -> EpisodeBatch:
+        episode = self.episodes[position]
+        query = self.store.row(episode.query)
+        supports = [self.store.row(image_id) for image_id in episode.supports]
+        return EpisodeBatch(
+            query_images=self.store.image(query)[None],
+            query_masks=self.store.mask(query, episode.class_id, with_ignore=True)[None],
+            support_images=torch.stack([self.store.image(row) for row in supports])[None],
+            support_masks=torch.stack([self.store.mask(row, episode.class_id) for row in supports])[None],
+            query_rows=(query,),
+            support_rows=(tuple(supports),),
+            class_ids=(episode.class_id,),
+        )
+
+
+def join(batches: Sequence[EpisodeBatch]) -> EpisodeBatch:
+    """One batch of many."""
+    return EpisodeBatch(
+        query_images=torch.cat([b.query_images for b in batches]),
+        query_masks=torch.cat([b.query_masks for b in batches]),
+        support_images=torch.cat([b.support_images for b in batches]),
+        support_masks=torch.cat([b.support_masks for b in batches]),
+        query_rows=tuple(row for b in batches for row in b.query_rows),
+        support_rows=tuple(rows for b in batches for rows in b.support_rows),
+        class_ids=tuple(c for b in batches for c in b.class_ids),
+    )
+
+
+def load_batches(
+    dataset: EpisodeDataset, positions: Sequence[Sequence[int]], processes: int = 0
+) -> Iterator[EpisodeBatch]:
+    """Batches at the given positions, in order, read by `processes` loader processes (0: this one)."""
+    loader: DataLoader[EpisodeBatch] = DataLoader(
+        dataset,
+        batch_sampler=[list(batch) for batch in positions],  # type: ignore[arg-type]
+        collate_fn=join,
+        num_workers=processes,
+        # Forking a process that holds Ray's and torch's threads can hang.
+        multiprocessing_context="spawn" if processes else None,
+    )
+    return iter(loader)

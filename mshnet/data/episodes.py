@@ -1,0 +1,191 @@
+"""Which images form an episode: the published test draws, our own test draws, and training's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mshnet.data.folds import class_names as names_of
+from mshnet.data.folds import novel_classes
+from mshnet.data.splits import Pair
+from mshnet.errors import InputError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """One query image and k support images of a class, by image id. The query is never a support."""
+
+    query: str
+    supports: tuple[str, ...]
+    class_id: int
+
+
+def small_classes(pairs: Sequence[Pair], classes: Collection[int], shot: int) -> dict[int, int]:
+    """Classes that cannot form an episode, with the number of distinct images (below shot + 1) they have."""
+    images: dict[int, set[str]] = {c: set() for c in classes}
+    for image_id, class_id in pairs:
+        if class_id in images:
+            images[class_id].add(image_id)
+    return {c: len(found) for c, found in sorted(images.items()) if len(found) < shot + 1}
+
+
+def published_episodes(
+    dataset: str,
+    val: Sequence[Pair],
+    fold: int,
+    shot: int,
+    count: int = 1000,
+    *,
+    skip_small_classes: bool = False,
+) -> list[Episode]:
+    """The test episodes of the published evaluation, exactly; `val` is the field's list in file order.
+
+    One `RandomState(0)`; every draw is `choice(n, 1, replace=False)[0]`. Pascal walks the list, its line is
+    query and class. COCO draws the class, then the query. Supports may repeat each other, never the query.
+    InputError where a class of the fold has fewer than shot + 1 images: with one image the draw would never
+    end. `skip_small_classes` draws among the other classes, which is *not* the published protocol any more
+    if `small_classes` is not empty: record it under another name.
+    """
+    _check_counts(shot, count)
+    classes = _usable_classes(val, novel_classes(dataset, fold), shot, skip_small_classes, names_of(dataset))
+    walk = [pair for pair in val if pair[1] in set(classes)]
+    images: dict[int, list[str]] = {c: [] for c in classes}
+    for image_id, class_id in walk:
+        images[class_id].append(image_id)
+    random = np.random.RandomState(0)
+
+    def draw(n: int) -> int:
+        # Permutes all n, so `randint` would give other numbers.
+        return int(random.choice(n, 1, replace=False)[0])
+
+    episodes = []
+    for index in range(count):
+        if dataset == "coco":
+            class_id = classes[draw(len(classes))]
+            query = images[class_id][draw(len(images[class_id]))]
+        else:
+            query, class_id = walk[index % len(walk)]
+        supports: list[str] = []
+        while len(supports) < shot:
+            drawn = images[class_id][draw(len(images[class_id]))]
+            if drawn != query:
+                supports.append(drawn)
+        episodes.append(Episode(query, tuple(supports), class_id))
+    return episodes
+
+
+def sampled_episodes(
+    val: Sequence[Pair], shot: int, count: int, seed: int, class_names: Sequence[str] = ()
+) -> list[Episode]:
+    """Our own test protocol: classes in balanced turns, query and supports all different images.
+
+    Classes with fewer than shot + 1 images are left out (`small_classes` says which; a warning names them).
+    """
+    _check_counts(shot, count)
+    classes = sorted({class_id for _, class_id in val})
+    sampler = TrainingSampler(
+        val, classes, shot, seed, count, skip_small_classes=True, class_names=class_names, stream=1
+    )
+    return [sampler.episode(0, position) for position in range(count)]
+
+
+class TrainingSampler:
+    """Training episodes as a pure function of (seed, epoch, position): no state, no order of calls.
+
+    Positions come in blocks as long as there are classes; each class has one place in a block, by a
+    permutation of (seed, epoch, block). Query and supports are different images, all equally likely.
+    Drawn from the raw 64-bit output of a counter-based generator (Philox), which NumPy promises never to
+    change; so an epoch's order does not depend on NumPy's version, workers, loader processes or restarts.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        classes: Sequence[int],
+        shot: int,
+        seed: int,
+        episodes_per_epoch: int,
+        *,
+        skip_small_classes: bool = False,
+        class_names: Sequence[str] = (),
+        stream: int = 0,
+    ) -> None:
+        """`class_names` (by class id) are for messages; samplers of one seed and another `stream` differ."""
+        _check_counts(shot, episodes_per_epoch)
+        if not 0 <= seed < 1 << 64:
+            raise InputError(f"seed must be 0..2^64 - 1, got {seed}")
+        self.shot = shot
+        self.seed = seed
+        self.stream = stream
+        self.episodes_per_epoch = episodes_per_epoch
+        self.classes = _usable_classes(pairs, classes, shot, skip_small_classes, class_names)
+        pools: dict[int, dict[str, None]] = {c: {} for c in self.classes}
+        for image_id, class_id in pairs:
+            if class_id in pools:
+                pools[class_id][image_id] = None
+        self._pools: Mapping[int, tuple[str, ...]] = {c: tuple(pool) for c, pool in pools.items()}
+
+    def __len__(self) -> int:
+        return self.episodes_per_epoch
+
+    def episode(self, epoch: int, position: int) -> Episode:
+        """The episode at a position (0..episodes_per_epoch - 1) of an epoch (0 or more)."""
+        if epoch < 0 or not 0 <= position < self.episodes_per_epoch:
+            raise IndexError(f"no position {position} in epoch {epoch} of {self.episodes_per_epoch} episodes")
+        block, place = divmod(position, len(self.classes))
+        order = np.argsort(self._raw(epoch, block, 0, len(self.classes)), kind="stable")
+        class_id = self.classes[int(order[place])]
+        pool = self._pools[class_id]
+        first, *others = _distinct(self._raw(epoch, position, 1, self.shot + 1), len(pool))
+        return Episode(pool[first], tuple(pool[i] for i in others), class_id)
+
+    def _raw(self, epoch: int, index: int, purpose: int, count: int) -> list[int]:
+        # The lowest counter word stays free: it is the one that moves while drawing.
+        bits = np.random.Philox(key=[self.seed, self.stream], counter=[0, index, epoch, purpose])
+        return [int(x) for x in bits.random_raw(count)]
+
+
+def _distinct(raw: Sequence[int], n: int) -> list[int]:
+    """len(raw) different numbers of 0..n-1: the first steps of a Fisher-Yates shuffle, without the list."""
+    moved: dict[int, int] = {}
+    drawn = []
+    for i, x in enumerate(raw):
+        j = i + x % (n - i)  # the modulo's bias is below n / 2^64
+        drawn.append(moved.get(j, j))
+        moved[j] = moved.get(i, i)
+    return drawn
+
+
+def _usable_classes(
+    pairs: Sequence[Pair], classes: Collection[int], shot: int, skip: bool, class_names: Sequence[str]
+) -> tuple[int, ...]:
+    small = small_classes(pairs, classes, shot)
+    named = [
+        f"{class_names[c] if c < len(class_names) else f'class {c}'} ({found})" for c, found in small.items()
+    ]
+    if small and not skip:
+        raise InputError(
+            f"every class needs {shot + 1} images or more for {shot}-shot episodes; "
+            f"too few: {', '.join(named)}; give more labelled images, fewer shots, "
+            "or leave these classes out (skip_small_classes)"
+        )
+    if len(small) == len(set(classes)):
+        raise InputError(
+            f"no class has the {shot + 1} images that {shot}-shot episodes need (of {len(small)} classes): "
+            "give more labelled images or fewer shots"
+        )
+    if small:
+        _log.warning("left out, fewer than %d images: %s", shot + 1, ", ".join(named))
+    return tuple(c for c in sorted(set(classes)) if c not in small)
+
+
+def _check_counts(shot: int, count: int) -> None:
+    if shot < 1:
+        raise InputError(f"shot must be 1 or more, got {shot}")
+    if count < 1:
+        raise InputError(f"the number of episodes must be 1 or more, got {count}")

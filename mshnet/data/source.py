@@ -1,0 +1,152 @@
+"""What every reader of labelled images gives, and the file access that the readers share (any fsspec URI)."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import fsspec
+import numpy as np
+from jaxtyping import Bool, UInt8
+from PIL import Image
+
+from mshnet.data.folds import DATASETS
+from mshnet.errors import DatasetNotFoundError, InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRecord:
+    """One image of a source, before anything is read."""
+
+    image_id: str
+    """As in the field's lists: `2007_000033` (Pascal), `val2014/COCO_val2014_000000507081.jpg` (COCO)."""
+    subset: str
+    """`train` or `val`."""
+    image_path: str
+    """Relative to the source's root."""
+    mask_path: str = ""
+    """Relative to the source's root; empty where masks come from annotations (COCO)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledImage:
+    """An image at its original size with one mask per class that it shows (masks of classes may overlap)."""
+
+    image: UInt8[np.ndarray, "H W 3"]
+    masks: dict[int, Bool[np.ndarray, "H W"]]
+    ignore: Bool[np.ndarray, "H W"] | None
+    """Pixels left out of the metric (Pascal's 255); None where the data set has no such label."""
+
+
+class Source(ABC):
+    """A labelled data set. Picklable and cheap to construct; reads nothing before it is asked."""
+
+    dataset: str
+    """`pascal`, `coco` or `shapes`."""
+    mask_mode: str
+    """How masks follow from the files; recorded beside every number."""
+
+    @property
+    @abstractmethod
+    def class_names(self) -> tuple[str, ...]:
+        """By class id."""
+
+    @abstractmethod
+    def records(self) -> Sequence[ImageRecord]:
+        """All images with a label, sorted by image id. InputError where files do not fit together."""
+
+    @abstractmethod
+    def load(self, record: ImageRecord) -> LabelledImage:
+        """Read one image. InputError, naming the file, where it cannot be used."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over sorted (path, size) and the contents of list and annotation files."""
+
+
+def open_source(dataset: str, root: str) -> Source:
+    """The reader for a data set under a local folder or any fsspec URI.
+
+    Raises DatasetNotFoundError, naming what was looked for, when the layout is not there.
+    """
+    if dataset == "coco":
+        from mshnet.data.coco import CocoSource
+
+        return CocoSource(root)
+    if dataset in ("pascal", "shapes"):
+        from mshnet.data.pascal import VocSource
+
+        return VocSource(root, dataset)
+    raise InputError(f"dataset must be one of {', '.join(DATASETS)}, got {dataset!r}")
+
+
+class Folder:
+    """Read access below one root: a local folder or any fsspec URI. Pickles as its root alone."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.fs, self._base = fsspec.core.url_to_fs(root)
+        self._base = self._base.rstrip("/")
+
+    def __reduce__(self) -> tuple[type[Folder], tuple[str]]:
+        return Folder, (self.root,)
+
+    def path(self, relative: str) -> str:
+        """The file system's own name of a path below the root."""
+        return f"{self._base}/{relative}" if relative else self._base
+
+    def has_dir(self, relative: str) -> bool:
+        """Whether a folder (on object storage: any key below it) exists."""
+        return bool(self.fs.isdir(self.path(relative)))
+
+    def has_file(self, relative: str) -> bool:
+        """Whether a file exists."""
+        return bool(self.fs.isfile(self.path(relative)))
+
+    def below(self, relative: str) -> Folder:
+        """The folder one or more levels down."""
+        return Folder(f"{self.root.rstrip('/')}/{relative}") if relative else self
+
+    def sizes(self, relative: str) -> dict[str, int]:
+        """Size in bytes of each file in a folder, by path relative to the root; hidden files are left out."""
+        found = self.fs.find(self.path(relative), detail=True)
+        inside = {name[len(self._base) + 1 :]: int(info["size"]) for name, info in found.items()}
+        return {name: inside[name] for name in sorted(inside) if not name.rsplit("/", 1)[-1].startswith(".")}
+
+    def read(self, relative: str) -> bytes:
+        """A file's bytes. DatasetNotFoundError when it is not there."""
+        try:
+            return bytes(self.fs.cat_file(self.path(relative)))
+        except FileNotFoundError as error:
+            raise DatasetNotFoundError(f"no file '{relative}' under '{self.root}'") from error
+
+    def read_image(self, relative: str) -> Image.Image:
+        """A decoded picture. InputError naming the file when it is truncated or no picture at all."""
+        data = self.read(relative)
+        try:
+            picture = Image.open(io.BytesIO(data))
+            picture.load()
+        except (OSError, SyntaxError, ValueError) as error:  # Pillow's three ways to say "broken"
+            raise InputError(
+                f"cannot decode '{relative}' under '{self.root}' ({len(data)} bytes): {error}; "
+                "fetch the file again"
+            ) from error
+        return picture
+
+    def read_rgb(self, relative: str) -> UInt8[np.ndarray, "H W 3"]:
+        """A picture as 8-bit RGB in stored orientation (annotations refer to it, not to EXIF's)."""
+        return np.array(self.read_image(relative).convert("RGB"), dtype=np.uint8)
+
+
+def fingerprint_of(dataset: str, sizes: Mapping[str, int], contents: Mapping[str, bytes]) -> str:
+    """SHA-256 over a data set's file names, sizes and the given files' contents; the root does not enter."""
+    facts = {
+        "dataset": dataset,
+        "sizes": sorted(sizes.items()),
+        "contents": sorted((name, hashlib.sha256(data).hexdigest()) for name, data in contents.items()),
+    }
+    return hashlib.sha256(json.dumps(facts, separators=(",", ":")).encode()).hexdigest()

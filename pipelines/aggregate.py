@@ -1,0 +1,138 @@
+"""The folds together: means, report, and the parent run, as the job's last stage."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipelines import provenance, storage
+from pipelines.config import CrossValidationConfig, fingerprint
+from pipelines.dag import Stage
+from pipelines.preprocess import Scan
+from pipelines.report import picture_name, write_report
+from pipelines.results import BASELINES, CrossValidation, FoldResult, mean
+from pipelines.tracking import Tracker
+
+CODE_VERSION = 1
+"""Raise it when the same folds would be reported in another way."""
+RESULT_FILE = "cross_validation.json"
+
+
+def stage(
+    config: CrossValidationConfig,
+    scanned: Scan,
+    weights: str,
+    evaluated: tuple[Stage, ...],
+    registered: tuple[Stage, ...],
+    parent_run_id: str,
+) -> Stage:
+    """Aggregate and report."""
+    key = fingerprint("report", CODE_VERSION, [stage.result for stage in registered], parent_run_id)
+    folder = storage.join(config.store, "reports", f"{config.dataset}-{config.shot}shot-{key}")
+    pictures = {str(f): storage.join(e.result, "..") for f, e in zip(config.folds, evaluated, strict=True)}
+    return Stage(
+        name="report",
+        result=storage.join(folder, "result.json"),
+        run=aggregate,
+        arguments=(config, scanned, weights, parent_run_id, folder, pictures),
+        needs=registered,
+    )
+
+
+def aggregate(
+    config: CrossValidationConfig,
+    scanned: Scan,
+    weights: str,
+    parent_run_id: str,
+    folder: str,
+    pictures: Mapping[str, str],
+    *fold_results: Mapping[str, Any],
+) -> Mapping[str, Any]:
+    """Means over the folds, the report on the store and in the parent run; the job's summary."""
+    folds = [FoldResult.from_json(result) for result in fold_results]
+    result = _cross_validation(config, scanned, weights, parent_run_id, folds)
+    tracker = Tracker(config.tracking_uri, config.experiment)
+    tracker.log_metrics(parent_run_id, _metrics(result))
+    images = {
+        picture_name(fold.fold, name): storage.read_bytes(storage.join(pictures[str(fold.fold)], name))
+        for fold in folds
+        for name in (fold.curve_picture, fold.bars_picture, *(panel.picture for panel in fold.panels))
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        html, markdown = write_report(result, images, scratch)
+        for path in sorted(Path(scratch).rglob("*")):
+            if path.is_file():
+                storage.write_bytes(storage.join(folder, path.relative_to(scratch).as_posix()), path.read_bytes())
+        tracker.log_file(parent_run_id, scratch, "report")
+    storage.write_json(storage.join(folder, RESULT_FILE), result.to_json())
+    tracker.finish(parent_run_id)
+    return _summary(config, result, storage.join(folder, html.name), storage.join(folder, markdown.name), folder)
+
+
+def _cross_validation(
+    config: CrossValidationConfig, scanned: Scan, weights: str, parent_run_id: str, folds: list[FoldResult]
+) -> CrossValidation:
+    from mshnet.model import MSHNet
+
+    learnable = sum(parameter.numel() for parameter in MSHNet(config.model).relation.parameters())
+    return CrossValidation(
+        name=f"{config.dataset} {config.shot}-shot {config.model.backbone} {config.model.similarity}",
+        dataset=config.dataset,
+        backbone=config.model.backbone,
+        similarity=config.model.similarity,
+        shot=config.shot,
+        image_size_px=config.images.image_size_px,
+        folds=folds,
+        mean_miou=mean([fold.score.miou for fold in folds]),
+        mean_fb_iou=mean([fold.score.fb_iou for fold in folds]),
+        parent_run_id=parent_run_id,
+        config=config.to_json(),
+        fingerprints=provenance.fingerprints(scanned, weights),
+        git_commit=provenance.git_commit(),
+        versions=provenance.versions(),
+        learnable_parameters=learnable,
+        mask_mode=scanned.mask_mode,
+        artifacts={
+            "store": config.store,
+            "tracking": config.tracking_uri,
+            **{f"fold {fold.fold} model": fold.checkpoint for fold in folds},
+        },
+    )
+
+
+def _metrics(result: CrossValidation) -> dict[str, float]:
+    metrics = {"mean/miou": result.mean_miou, "mean/fb_iou": result.mean_fb_iou}
+    for name in BASELINES:
+        value = result.baseline_miou(name)
+        if value is not None:
+            metrics[f"mean/baseline_{name}_miou"] = value
+    return metrics | {f"fold{fold.fold}/miou": fold.score.miou for fold in result.folds}
+
+
+def _summary(
+    config: CrossValidationConfig, result: CrossValidation, html: str, markdown: str, folder: str
+) -> dict[str, Any]:
+    return {
+        "dataset": result.dataset,
+        "shot": result.shot,
+        "folds": [
+            {
+                "fold": fold.fold,
+                "miou": fold.score.miou,
+                "fb_iou": fold.score.fb_iou,
+                **{f"{name}_miou": score.miou for name, score in fold.baselines.items()},
+                "run_id": fold.run_id,
+                "model_version": fold.model_version,
+            }
+            for fold in result.folds
+        ],
+        "mean_miou": result.mean_miou,
+        "mean_fb_iou": result.mean_fb_iou,
+        "parent_run_id": result.parent_run_id,
+        "registered_model": config.model_name,
+        "report": html,
+        "report_markdown": markdown,
+        "result": storage.join(folder, RESULT_FILE),
+    }

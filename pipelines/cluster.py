@@ -1,0 +1,43 @@
+"""Joining a Ray cluster, or starting a local one: the only module that calls `ray.init`."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_LOCAL_OBJECT_STORE_BYTES = 256 * 2**20  # results are small JSON; pixels never pass through it
+
+
+@contextmanager
+def connected(address: str = "") -> Iterator[dict[str, float]]:
+    """A connection to Ray for the time of a block; gives the cluster's resources (CPU, GPU, ...).
+
+    An address, or RAY_ADDRESS in the environment (as a submitted job has it), joins that cluster; else
+    a local one with this machine's cores is started on loopback and ended with the block.
+    """
+    # Before the import: Ray reads them once.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield ray.cluster_resources()
+        return
+    options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
+    if address or os.environ.get("RAY_ADDRESS"):
+        options["address"] = address or os.environ["RAY_ADDRESS"]
+    else:
+        options |= {
+            "num_cpus": os.cpu_count(),
+            "include_dashboard": False,
+            "object_store_memory": _LOCAL_OBJECT_STORE_BYTES,
+            "_node_ip_address": "127.0.0.1",
+        }
+    ray.init(**options)
+    try:
+        yield ray.cluster_resources()
+    finally:
+        ray.shutdown()

@@ -1,0 +1,250 @@
+"""The cross-validation's configuration: one definition for flags, JSON files, fingerprints and the tracker."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from mshnet.config import ImageFormat, ModelConfig, TrainingConfig
+from mshnet.data.folds import DATASETS, FOLDS, check_fold
+from mshnet.errors import InputError
+from pipelines.results import Record
+
+Protocol = Literal["published", "balanced"]
+Selection = Literal["base", "novel", "last"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """On what the best epoch is chosen."""
+
+    selection: Selection = "base"
+    """base: episodes of base classes kept out of training; novel: the test episodes, as published (every number made so is labelled); last: no choice, the last epoch."""
+    held_out_classes: int = 3
+    """Base classes kept out of training for the choice (with selection base)."""
+    validation_episodes: int = 200
+    """Episodes per validation."""
+
+    def __post_init__(self) -> None:
+        if self.selection not in ("base", "novel", "last"):
+            raise InputError(f"selection must be base, novel or last, got {self.selection!r}")
+        if self.held_out_classes < 1 or self.validation_episodes < 1:
+            raise InputError(
+                "held_out_classes and validation_episodes must be 1 or more, got "
+                f"{self.held_out_classes} and {self.validation_episodes}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """On what a fold is judged."""
+
+    protocol: Protocol = "published"
+    """published: the very draws of the published evaluation; balanced: classes in turn, supports distinct."""
+    evaluation_episodes: int = 1000
+    """Episodes per fold (the field's: 1000)."""
+    evaluation_seed: int = 0
+    """Of the balanced protocol's draws."""
+    threshold_episodes: int = 200
+    """Base-class episodes on which the training-free baseline's threshold is chosen."""
+    panels_each: int = 3
+    """Pictured episodes: so many of the best, the median and the worst."""
+
+    def __post_init__(self) -> None:
+        if self.protocol not in ("published", "balanced"):
+            raise InputError(f"protocol must be published or balanced, got {self.protocol!r}")
+        for name in ("evaluation_episodes", "threshold_episodes", "panels_each"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be 1 or more, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """On what it runs. Changes no number beyond rounding, so it is part of no fingerprint, precision excepted."""
+
+    workers: int = 1
+    """Ray Train workers per fold; they share the global batch evenly."""
+    cpus_per_worker: int = 1
+    """CPU cores of a worker."""
+    use_gpu: bool = False
+    """One GPU per worker (nccl); otherwise CPU (gloo)."""
+    loader_processes: int = 0
+    """Processes per worker that read and decode; 0: the worker itself."""
+    feature_cache_gib: float = 4.0
+    """Memory per worker for features of the frozen backbone, GiB; 0 computes them anew each time."""
+    max_failures: int = 3
+    """Times that a fold is started again from its last checkpoint after a lost worker."""
+    checkpoint_every_steps: int = 0
+    """Checkpoint also inside an epoch, every so many updates; 0: at the end of each epoch only."""
+    ray_address: str = ""
+    """Of a running cluster; empty: the one that the environment names, else a local one."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or self.cpus_per_worker < 1:
+            raise InputError(
+                f"workers and cpus_per_worker must be 1 or more, got {self.workers} and {self.cpus_per_worker}"
+            )
+        for name in ("loader_processes", "feature_cache_gib", "max_failures", "checkpoint_every_steps"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must be 0 or more, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossValidationConfig(Record):
+    """Everything about one cross-validation."""
+
+    dataset: Literal["pascal", "coco", "shapes"] = "shapes"
+    """pascal (VOC layout), coco (2014 layout), or shapes (generated pictures in the VOC layout)."""
+    source: str = "outputs/shapes"
+    """Folder or URI of the data set; with shapes, where the pictures are generated if they are not there."""
+    store: str = "outputs/store"
+    """Folder or URI for everything durable: images, episodes, checkpoints, results."""
+    tracking_uri: str = "sqlite:///outputs/mlflow.db"
+    """MLflow: an SQLite file or a server's address."""
+    experiment: str = "mshnet"
+    """MLflow experiment."""
+    registered_model: str = ""
+    """Name in the model registry; empty: mshnet-DATASET-BACKBONE-Kshot."""
+    split_lists: str = ""
+    """Folder with the field's list files (pascal/ and coco/, or trn/ and val/); empty: derived by rule from the masks."""
+    folds: tuple[int, ...] = (0, 1, 2, 3)
+    """Folds to run, of 0 1 2 3."""
+    shot: int = 1
+    """Supports per episode (k)."""
+    remove_novel: Literal["auto", "yes", "no"] = "auto"
+    """Leave training images out that show a novel class; auto: yes, except for coco (as published)."""
+    min_object_px: int = 2048
+    """Smallest object for lists derived by rule, pixels at original size."""
+    skip_small_classes: bool = False
+    """Leave classes out that have fewer than shot + 1 images, and say so beside every number; otherwise they are an error."""
+    images_per_shard: int = 2000
+    """Images in one file of the store (473 px JPEG: about 64 KiB each)."""
+    backbone_weights: str = "imagenet"
+    """imagenet (torchvision's, downloaded once), random, or a path or URI of safetensors or a torch state dict."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 runs the learnable part under autocast."""
+    images: ImageFormat = field(default_factory=ImageFormat)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+
+    def __post_init__(self) -> None:
+        if self.dataset not in DATASETS:
+            raise InputError(f"dataset must be one of {', '.join(DATASETS)}, got {self.dataset!r}")
+        for fold in self.folds:
+            check_fold(fold)
+        if not self.folds or len(set(self.folds)) != len(self.folds):
+            raise InputError(f"folds must be distinct and at least one of 0..{FOLDS - 1}, got {self.folds}")
+        if self.shot < 1:
+            raise InputError(f"shot must be 1 or more, got {self.shot}")
+        if self.images_per_shard < 1 or self.min_object_px < 1:
+            raise InputError(
+                "images_per_shard and min_object_px must be 1 or more, got "
+                f"{self.images_per_shard} and {self.min_object_px}"
+            )
+        if self.training.global_batch % self.compute.workers:
+            raise InputError(
+                f"global_batch must be a multiple of workers, got {self.training.global_batch} and {self.compute.workers}"
+            )
+
+    @property
+    def removes_novel(self) -> bool:
+        """Whether training leaves out images that show a novel class."""
+        return self.remove_novel == "yes" or (self.remove_novel == "auto" and self.dataset != "coco")
+
+    @property
+    def model_name(self) -> str:
+        """Name in the model registry."""
+        return self.registered_model or f"mshnet-{self.dataset}-{self.model.backbone}-{self.shot}shot"
+
+
+def fingerprint(*parts: Any) -> str:
+    """Twelve hexadecimal digits that change when any part does. Parts are JSON values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobArguments:
+    """What the command line of the job and of its stages takes beside the configuration."""
+
+    recipe: Literal["default", "paper", "published", "demo"] = "default"
+    """Where the defaults come from: paper, published (the authors' code), or demo (a laptop, five minutes)."""
+    config: str = ""
+    """A JSON file of a configuration (or part of one), replayed; flags win over it."""
+    dry_run: bool = False
+    """Print the graph, what is done and what would run, and stop."""
+    cross_validation: tyro.conf.OmitArgPrefixes[CrossValidationConfig] = field(
+        default_factory=CrossValidationConfig
+    )
+
+
+T = TypeVar("T", bound=JobArguments)
+
+
+def parse(kind: type[T], argv: Sequence[str] | None, prog: str, description: str) -> T:
+    """Flags to arguments. Exits with 2 and one line on stderr on bad usage, with 0 after --help."""
+    from pipelines import recipes
+
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        chosen = {
+            name: _peek(argv, f"--{name}") or default
+            for name, default in (("recipe", "default"), ("dataset", ""), ("config", ""))
+        }
+        defaults = recipes.named(chosen["recipe"], chosen["dataset"])
+        if chosen["config"]:
+            defaults = replay(defaults, _read_json(chosen["config"]))
+        return tyro.cli(
+            Annotated[kind, tyro.conf.OmitArgPrefixes],  # type: ignore[valid-type]
+            args=argv,
+            prog=prog,
+            description=description,
+            default=kind(cross_validation=defaults),
+        )
+    except InputError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def _peek(argv: Sequence[str], flag: str) -> str | None:
+    # Recipe and file decide the defaults that the real parser shows, so they are looked at before it.
+    for i, arg in enumerate(argv):
+        if arg == flag and i + 1 < len(argv):
+            return argv[i + 1]
+        if arg.startswith(flag + "="):
+            return arg.split("=", 1)[1]
+    return None
+
+
+def _read_json(path: str) -> Mapping[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            data = json.load(file)
+    except FileNotFoundError as error:
+        raise InputError(f"no configuration file {path!r}; give a JSON file that a run recorded") from error
+    except ValueError as error:
+        raise InputError(f"expected JSON in {path!r}: {error}") from error
+    if not isinstance(data, Mapping):
+        raise InputError(f"expected an object in {path!r}, found {type(data).__name__}")
+    return data
+
+
+def replay(defaults: CrossValidationConfig, changes: Mapping[str, Any]) -> CrossValidationConfig:
+    """The defaults with a (partial, nested) JSON configuration over them. Unknown keys fail."""
+    return CrossValidationConfig.from_json(_merged(defaults.to_json(), changes))
+
+
+def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(old)
+    for key, value in new.items():
+        nested = isinstance(value, Mapping) and isinstance(old.get(key), Mapping)
+        merged[key] = _merged(old[key], value) if nested else value
+    return merged

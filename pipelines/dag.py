@@ -1,0 +1,166 @@
+"""The workflow: a stage is a Ray task with a durable result, an edge an object reference.
+
+Ray schedules, spreads and retries. A stage's result lies on the store under a fingerprint of all that
+it depends on and is written last, so the same job submitted again does only what is missing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mshnet.errors import InputError
+from pipelines import storage
+
+Result = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One step of the job."""
+
+    name: str
+    result: str
+    """URI of its JSON result; existing, it means done."""
+    run: Callable[..., Result]
+    """Module-level function of `arguments`, then the results of `needs`."""
+    arguments: tuple[Any, ...] = ()
+    needs: tuple[Stage, ...] = ()
+    after: tuple[Stage, ...] = ()
+    """Stages to wait for without needing their results: order where the cluster lacks room."""
+    cpus: float = 1
+    complete: Callable[[Result], bool] = field(default=lambda result: True)
+    """Whether a recorded result's files are still there."""
+
+    def recorded(self) -> Result | None:
+        """The durable result, or None."""
+        result = storage.read_json(self.result)
+        return result if result is not None and self.complete(result) else None
+
+
+class StageFailedError(RuntimeError):
+    """Some stages failed; the others' results are kept."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is done and what would run, in an order that respects the edges."""
+
+    done: Mapping[str, Result]
+    pending: tuple[Stage, ...]
+    skipped: int
+    """Stages that nothing pending needs."""
+
+    def lines(self) -> Iterator[str]:
+        """The graph as text, a stage a line."""
+        for name in self.done:
+            yield f"done  {name}"
+        for stage in self.pending:
+            needs = ", ".join(need.name for need in stage.needs)
+            yield f"run   {stage.name}" + (f"  <- {needs}" if needs else "")
+
+
+def plan(targets: Sequence[Stage]) -> Plan:
+    """Look at the store, from the targets upstream: what a done stage needed is not even looked at."""
+    done: dict[str, Result] = {}
+    pending: dict[str, Stage] = {}
+
+    def visit(stage: Stage) -> None:
+        if stage.name in done or stage.name in pending:
+            return
+        recorded = stage.recorded()
+        if recorded is not None:
+            done[stage.name] = recorded
+            return
+        for need in stage.needs:
+            visit(need)
+        pending[stage.name] = stage
+
+    for target in targets:
+        visit(target)
+    every: set[str] = set()
+
+    def count(stage: Stage) -> None:
+        if stage.name not in every:
+            every.add(stage.name)
+            for need in stage.needs:
+                count(need)
+
+    for target in targets:
+        count(target)
+    return Plan(done, tuple(pending.values()), len(every) - len(done) - len(pending))
+
+
+def execute(targets: Sequence[Stage]) -> dict[str, Result]:
+    """Run what is missing; results of the targets by name.
+
+    Raises InputError when a stage found bad input, StageFailedError when one failed otherwise; either
+    way all that does not depend on it has been finished first.
+    """
+    import ray
+    from tqdm import tqdm
+
+    planned = plan(targets)
+    task = ray.remote(_run)
+    refs: dict[str, Any] = {name: ray.put(dict(result)) for name, result in planned.done.items()}
+    waiting = {}
+    for stage in planned.pending:
+        order = [refs[earlier.name] for earlier in stage.after if earlier.name in refs]
+        refs[stage.name] = task.options(name=stage.name, num_cpus=stage.cpus, max_retries=3).remote(
+            stage.name, stage.result, stage.run, stage.arguments, order, *(refs[n.name] for n in stage.needs)
+        )
+        waiting[refs[stage.name]] = stage.name
+    failures: dict[str, BaseException] = {}
+    with tqdm(total=len(waiting), desc="stages", unit="stage", file=sys.stderr) as bar:
+        while waiting:
+            (ready,), _ = ray.wait(list(waiting), num_returns=1)
+            name = waiting.pop(ready)
+            try:
+                ray.get(ready)
+            except ray.exceptions.RayError as error:
+                failures[name] = _cause(error)
+            bar.update()
+            bar.set_postfix_str(name)
+    if failures:
+        _raise(failures)
+    return {stage.name: ray.get(refs[stage.name]) for stage in targets}
+
+
+def _run(
+    name: str,
+    result_uri: str,
+    run: Callable[..., Result],
+    arguments: tuple[Any, ...],
+    order: list[Any],
+    *needed: Result,
+) -> Result:
+    """The task's body. References inside a list are not resolved by Ray, so a failed one only orders."""
+    import ray
+
+    if order:
+        ray.wait(order, num_returns=len(order), fetch_local=False)
+    result = run(*arguments, *needed)
+    storage.write_json(result_uri, result)
+    return result
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What went wrong in the task, without Ray's wrapping."""
+    cause = getattr(error, "cause", None)
+    return _cause(cause) if isinstance(cause, BaseException) else error
+
+
+def _raise(failures: Mapping[str, BaseException]) -> None:
+    # A stage downstream fails with the cause of the one upstream: name each cause once, where it arose.
+    causes: dict[str, str] = {}
+    for name, error in failures.items():
+        causes.setdefault(f"{type(error).__name__}: {error}", name)
+    for error in failures.values():
+        if isinstance(error, InputError):
+            raise InputError(str(error)) from error
+    text = "\n".join(f"  {name}: {cause}" for cause, name in causes.items())
+    raise StageFailedError(
+        f"{len(causes)} stage(s) failed; submit the same job again to go on from what is done:\n{text}"
+    ) from next(iter(failures.values()))

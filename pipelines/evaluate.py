@@ -1,0 +1,238 @@
+"""Judging one fold on its stored test episodes beside the baselines, as a stage.
+
+    python -m pipelines.evaluate --dataset pascal --source data/VOC2012 --folds 0
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipelines import storage
+from pipelines.config import CrossValidationConfig, fingerprint
+from pipelines.dag import Stage
+from pipelines.draw import EPISODES, DrawnFold
+from pipelines.results import EpisodeOutcome, FoldResult, Score
+from pipelines.train import TrainedFold
+
+if TYPE_CHECKING:
+    import torch
+
+    from mshnet.data.batches import EpisodeBatch
+    from mshnet.data.episodes import Episode
+    from mshnet.data.store import ImageStore
+    from mshnet.engine import Evaluation, Predictor
+    from mshnet.features import FeatureCache
+
+CODE_VERSION = 1
+"""Raise it when the same weights would give other numbers or pictures."""
+TRAINED = "trained"
+
+
+def stage(config: CrossValidationConfig, drawn: Stage, trained: Stage, fold: int) -> Stage:
+    """Evaluate a fold."""
+    key = fingerprint("evaluate", CODE_VERSION, drawn.result, trained.result, config.evaluation.panels_each)
+    folder = storage.join(config.store, "evaluations", f"{config.dataset}-fold{fold}-{key}")
+    return Stage(
+        name=f"evaluate fold {fold}",
+        result=storage.join(folder, "result.json"),
+        run=evaluate_fold,
+        arguments=(config, folder),
+        needs=(drawn, trained),
+        cpus=config.compute.cpus_per_worker,
+    )
+
+
+def evaluate_fold(
+    config: CrossValidationConfig,
+    folder: str,
+    drawn_result: Mapping[str, Any],
+    trained_result: Mapping[str, Any],
+) -> Mapping[str, Any]:
+    """Scores of the trained network, the untrained one and two training-free baselines, with pictures."""
+    import torch
+
+    from mshnet.baselines import best_threshold, foreground, prototype_threshold
+    from mshnet.checkpoint import load_model
+    from mshnet.data.store import ImageStore
+    from mshnet.data.tables import read_episodes
+    from mshnet.engine import evaluate, network_predictor
+    from mshnet.features import FeatureCache
+    from pipelines.worker import Relation, build_network
+
+    drawn, trained = DrawnFold.from_json(drawn_result), TrainedFold.from_json(trained_result)
+    started = time.monotonic()
+    torch.set_num_threads(config.compute.cpus_per_worker)
+    device = torch.device("cuda" if config.compute.use_gpu and torch.cuda.is_available() else "cpu")
+    store = ImageStore(drawn.store)
+    tables = storage.join(drawn.folder, EPISODES)
+    test = read_episodes(tables, store, "test")
+    model = load_model(trained.model, config.model).to(device)
+    untrained = build_network(config).to(device).eval()
+    features = FeatureCache(model.backbone, int(config.compute.feature_cache_gib * 2**30))
+    threshold = best_threshold(
+        features, _batches(config, store, read_episodes(tables, store, "threshold"), device), drawn.base_classes
+    )
+    predictors: dict[str, Predictor] = {
+        TRAINED: network_predictor(Relation(model.relation, config.precision)),
+        "untrained": network_predictor(Relation(untrained.relation, config.precision)),
+        "foreground": foreground,
+        "prototype": prototype_threshold(threshold),
+    }
+    outcomes = evaluate(predictors, features, _batches(config, store, test, device))
+    names = store.manifest.class_names
+    scores = {name: _score(outcome, drawn.novel_classes, names) for name, outcome in outcomes.items()}
+    panels = _panels(config, folder, store, test, outcomes[TRAINED], predictors[TRAINED], features, device)
+    pictures = _pictures(folder, drawn.fold, trained, scores)
+    return FoldResult(
+        fold=drawn.fold,
+        novel_classes=[names[c] for c in drawn.novel_classes],
+        score=scores.pop(TRAINED),
+        baselines=scores,
+        history=trained.history,
+        panels=panels,
+        curve_picture=pictures[0],
+        bars_picture=pictures[1],
+        protocol=drawn.protocol,
+        selection=drawn.selection,
+        split_lists=drawn.split_lists,
+        best_epoch=trained.best_epoch,
+        train_episodes=trained.train_episodes,
+        train_s=trained.train_s,
+        evaluate_s=time.monotonic() - started,
+        run_id=trained.run_id,
+        model_version=None,
+        checkpoint=trained.model,
+    ).to_json()
+
+
+def _batches(
+    config: CrossValidationConfig, store: ImageStore, episodes: Sequence[Episode], device: torch.device
+) -> Any:
+    from tqdm import tqdm
+
+    from mshnet.data.batches import EpisodeDataset, load_batches
+
+    size = config.training.global_batch
+    positions = [range(i, min(i + size, len(episodes))) for i in range(0, len(episodes), size)]
+    batch: EpisodeBatch
+    for batch in tqdm(
+        load_batches(EpisodeDataset(store, episodes), positions, config.compute.loader_processes),
+        total=len(positions),
+        desc="evaluation",
+        unit="batch",
+        mininterval=5,
+    ):
+        yield batch.to(device)
+
+
+def _score(outcome: Evaluation, classes: Sequence[int], names: Sequence[str]) -> Score:
+    from mshnet.metrics import class_iou, fb_iou, miou, sum_by_class
+
+    per_class = sum_by_class(outcome.counts, outcome.class_ids, classes)
+    values = zip(classes, class_iou(per_class), strict=True)
+    return Score(
+        miou=miou(per_class),
+        fb_iou=fb_iou(per_class),
+        class_iou={names[c]: value for c, value in values if not np.isnan(value)},
+        episodes=len(outcome.class_ids),
+    )
+
+
+def _panels(
+    config: CrossValidationConfig,
+    folder: str,
+    store: ImageStore,
+    episodes: Sequence[Episode],
+    outcome: Evaluation,
+    predict: Predictor,
+    features: FeatureCache,
+    device: torch.device,
+) -> list[EpisodeOutcome]:
+    """Pictures of the best, the median and the worst episodes, each query at most once."""
+    import torch
+
+    from mshnet.data.batches import EpisodeDataset
+    from mshnet.visualize import episode_panel, png_bytes
+
+    iou = outcome.counts.intersection[:, 1] / np.maximum(outcome.counts.union[:, 1], 1)
+    panels = []
+    for rank, index in _ranked(iou, [e.query for e in episodes], config.evaluation.panels_each):
+        batch = EpisodeDataset(store, episodes)[index].to(device)
+        with torch.no_grad():
+            predicted = predict(*features.of(batch), batch)[0].cpu().numpy()
+        episode = episodes[index]
+        name = store.manifest.class_names[episode.class_id]
+        picture = episode_panel(
+            _pixels(batch.query_images[0]),
+            batch.query_masks[0].cpu().numpy(),
+            predicted,
+            [
+                (_pixels(image), mask.cpu().numpy() > 0)
+                for image, mask in zip(batch.support_images[0], batch.support_masks[0], strict=True)
+            ],
+            name,
+            f"{rank}: {episode.query}",
+        )
+        file = f"{rank}-{index:05d}.png"
+        storage.write_bytes(storage.join(folder, file), png_bytes(picture))
+        panels.append(
+            EpisodeOutcome(
+                query=episode.query,
+                supports=list(episode.supports),
+                class_name=name,
+                iou=float(iou[index]),
+                picture=file,
+                rank=rank,
+            )
+        )
+    return panels
+
+
+def _pictures(folder: str, fold: int, trained: TrainedFold, scores: Mapping[str, Score]) -> tuple[str, str]:
+    from mshnet.visualize import class_bars, learning_curves
+
+    curve = [(record.epoch, record.loss, record.validation_miou) for record in trained.history]
+    storage.write_bytes(storage.join(folder, "curves.png"), learning_curves({f"fold {fold}": curve}))
+    bars = class_bars({name: score.class_iou for name, score in scores.items()})
+    storage.write_bytes(storage.join(folder, "classes.png"), bars)
+    return "curves.png", "classes.png"
+
+
+def _ranked(iou: np.ndarray, queries: Sequence[str], each: int) -> list[tuple[str, int]]:
+    order = [int(i) for i in np.argsort(-iou, kind="stable")]
+    # From the median outwards, so that the first one found is the nearest.
+    middle = sorted(order, key=lambda i: abs(order.index(i) - len(order) // 2))
+    chosen: list[tuple[str, int]] = []
+    shown: set[str] = set()
+    for rank, candidates in (("best", order), ("median", middle), ("worst", order[::-1])):
+        fresh = []
+        for index in candidates:
+            if len(fresh) < each and queries[index] not in shown:
+                shown.add(queries[index])
+                fresh.append((rank, index))
+        chosen += fresh
+    return chosen
+
+
+def _pixels(image: torch.Tensor) -> np.ndarray:
+    return image.permute(1, 2, 0).cpu().numpy()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate only: the job's stages up to the folds' numbers."""
+    from pipelines.graph import run_stages
+
+    return run_stages(
+        argv,
+        "python -m pipelines.evaluate",
+        "Evaluate the folds (and train those that are not).",
+        lambda graph: graph.evaluated,
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,64 @@
+"""Named configurations. A variant is `dataclasses.replace` of one of these."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mshnet.config import ImageFormat, ModelConfig, TrainingConfig, paper_training, published_training
+from mshnet.errors import InputError
+from pipelines.config import CrossValidationConfig, EvaluationConfig, ValidationConfig
+
+
+def named(recipe: str, dataset: str) -> CrossValidationConfig:
+    """The configuration of a recipe for a data set ("" for the recipe's own). Raises InputError for no such name."""
+    recipes = {"default": default, "paper": paper, "published": published, "demo": demo}
+    if recipe not in recipes:
+        raise InputError(f"recipe must be one of {', '.join(recipes)}, got {recipe!r}")
+    return recipes[recipe](dataset)
+
+
+def default(dataset: str = "") -> CrossValidationConfig:
+    """The paper's training with the checkpoint chosen on held-out base classes; generated data runs the demo."""
+    return demo() if dataset in ("", "shapes") else _on(dataset, paper_training())
+
+
+def paper(dataset: str = "") -> CrossValidationConfig:
+    """The paper's text: SGD 0.01, weight decay 0.0005, batch 8, inner weight 1/3, best epoch on the test episodes."""
+    return replace(_on(dataset or "pascal", paper_training()), validation=_AS_PUBLISHED)
+
+
+def published(dataset: str = "") -> CrossValidationConfig:
+    """The published code: SGD 0.025, weight decay 0.00005, batch 11 or 14, inner weight 0.3, likewise chosen."""
+    dataset = dataset or "pascal"
+    return replace(_on(dataset, published_training(dataset)), validation=_AS_PUBLISHED)
+
+
+def demo(dataset: str = "") -> CrossValidationConfig:
+    """A laptop's five minutes: generated pictures, a small backbone with random weights, small images."""
+    return CrossValidationConfig(
+        dataset="shapes",
+        images=ImageFormat(image_size_px=65),
+        min_object_px=256,
+        model=ModelConfig(backbone="resnet18"),
+        backbone_weights="random",
+        training=TrainingConfig(
+            epochs=2, episodes_per_epoch=480, learning_rate=0.02, schedule="cosine", inner_weight=0.3
+        ),
+        validation=ValidationConfig(validation_episodes=60),
+        evaluation=EvaluationConfig(protocol="balanced", evaluation_episodes=200, threshold_episodes=100),
+    )
+
+
+_AS_PUBLISHED = ValidationConfig(selection="novel", validation_episodes=1000)
+
+
+def _on(dataset: str, training: TrainingConfig) -> CrossValidationConfig:
+    source = {"pascal": "data/VOC2012", "coco": "data/COCO2014"}.get(dataset, "outputs/shapes")
+    if dataset == "coco":
+        training = replace(training, episodes_per_epoch=7500)
+    return CrossValidationConfig(
+        dataset=dataset,  # type: ignore[arg-type]  # checked on construction
+        source=source,
+        training=training,
+        validation=ValidationConfig(held_out_classes=12 if dataset == "coco" else 3),
+    )

@@ -1,0 +1,123 @@
+"""A fold's numbers and pictures to its MLflow run, its model to the registry, as a stage.
+
+    python -m pipelines.register --dataset pascal --source data/VOC2012 --folds 0
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines import storage
+from pipelines.config import CrossValidationConfig, fingerprint
+from pipelines.dag import Stage
+from pipelines.draw import DrawnFold
+from pipelines.results import BASELINES, FoldResult, Score
+from pipelines.tracking import Tracker
+from pipelines.train import TrainedFold
+
+CODE_VERSION = 1
+"""Raise it when the same fold would be recorded in another way."""
+
+
+def stage(
+    config: CrossValidationConfig, data: str, drawn: Stage, trained: Stage, evaluated: Stage, fold: int, run_id: str
+) -> Stage:
+    """Record and register a fold; `data` is the source's fingerprint."""
+    key = fingerprint("register", CODE_VERSION, evaluated.result, run_id, config.model_name)
+    return Stage(
+        name=f"register fold {fold}",
+        result=storage.join(config.store, "registrations", f"{config.dataset}-fold{fold}-{key}.json"),
+        run=register_fold,
+        arguments=(config, data, run_id, storage.join(evaluated.result, "..")),
+        needs=(drawn, trained, evaluated),
+    )
+
+
+def register_fold(
+    config: CrossValidationConfig,
+    data: str,
+    run_id: str,
+    pictures: str,
+    drawn_result: Mapping[str, Any],
+    trained_result: Mapping[str, Any],
+    evaluated_result: Mapping[str, Any],
+) -> Mapping[str, Any]:
+    """Log the fold, register its weights, move the fold's alias if they are better under the same protocol."""
+    drawn, trained = DrawnFold.from_json(drawn_result), TrainedFold.from_json(trained_result)
+    result = FoldResult.from_json(evaluated_result)
+    tracker = Tracker(config.tracking_uri, config.experiment)
+    if trained.run_id != run_id:
+        # Weights of an earlier job: its curves belong to this one's run too.
+        for record in trained.history:
+            tracker.log_epoch(run_id, record)
+    tracker.log_metrics(run_id, _metrics(result))
+    tracker.log_params(run_id, {"drawn": {k: v for k, v in drawn.to_json().items() if k not in ("folder", "store")}})
+    for name in (result.curve_picture, result.bars_picture, *(panel.picture for panel in result.panels)):
+        tracker.log_bytes(run_id, storage.read_bytes(storage.join(pictures, name)), f"pictures/{name}")
+    version = _registered(config, data, tracker, run_id, drawn, result)
+    done = dataclasses.replace(result, run_id=run_id, model_version=version)
+    tracker.log_bytes(run_id, done.to_text().encode(), "fold.json")
+    tracker.finish(run_id)
+    return done.to_json()
+
+
+def _metrics(result: FoldResult) -> dict[str, float]:
+    def of(score: Score, prefix: str) -> dict[str, float]:
+        return {f"{prefix}/miou": score.miou, f"{prefix}/fb_iou": score.fb_iou}
+
+    metrics = of(result.score, "test")
+    for name in BASELINES:
+        metrics |= of(result.baselines[name], f"baseline_{name}")
+    metrics |= {f"class_iou/{name}": value for name, value in result.score.class_iou.items()}
+    return metrics | {"best_epoch": result.best_epoch, "train_s": result.train_s, "evaluate_s": result.evaluate_s}
+
+
+def _registered(
+    config: CrossValidationConfig, data: str, tracker: Tracker, run_id: str, drawn: DrawnFold, result: FoldResult
+) -> str:
+    from mshnet.checkpoint import WEIGHTS_FILE, read_config
+
+    # The episodes' hash is part of the protocol: only numbers on the same episodes are compared.
+    protocol = f"{drawn.protocol}, episodes {drawn.test_episodes_hash}, {drawn.selection.split(' (')[0]}"
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder, WEIGHTS_FILE)
+        weights.write_bytes(storage.read_bytes(storage.join(result.checkpoint, WEIGHTS_FILE)))
+        version = tracker.register(
+            config.model_name,
+            run_id,
+            weights,
+            read_config(result.checkpoint),
+            result.score.miou,
+            protocol,
+            drawn.fold,
+            _description(config, drawn, result),
+            data,
+        )
+    tracker.promote(config.model_name, version, protocol, result.score.miou, alias=f"fold{drawn.fold}")
+    return version
+
+
+def _description(config: CrossValidationConfig, drawn: DrawnFold, result: FoldResult) -> str:
+    return (
+        f"MSHNet ({config.model.backbone}, {config.model.similarity}), {config.dataset} fold {drawn.fold}, "
+        f"{config.shot}-shot: mIoU {100 * result.score.miou:.1f}, FB-IoU {100 * result.score.fb_iou:.1f} on "
+        f"{', '.join(result.novel_classes)}. Protocol: {drawn.protocol}. Selection: {drawn.selection}. "
+        f"Lists: {drawn.split_lists}."
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Register only: the job's stages up to the registry."""
+    from pipelines.graph import run_stages
+
+    return run_stages(
+        argv, "python -m pipelines.register", "Record and register the folds.", lambda graph: graph.registered
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,79 @@
+"""Where durable things lie: the only module that knows object storage. Paths and fsspec URIs are the same to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+from collections.abc import Mapping
+from typing import Any
+
+import fsspec
+
+from mshnet.data.store import write_atomically
+
+
+def absolute(uri: str) -> str:
+    """A local path made absolute, because workers have another working directory; other URIs as they are."""
+    return uri if "://" in uri or not uri else os.path.abspath(os.path.expanduser(uri))
+
+
+def join(uri: str, *names: str) -> str:
+    """A place below a place."""
+    return posixpath.join(uri, *names)
+
+
+def exists(uri: str) -> bool:
+    """Whether there is a file or folder."""
+    fs, path = fsspec.core.url_to_fs(uri)
+    return bool(fs.exists(path))
+
+
+def size_bytes(uri: str) -> int | None:
+    """Of a file; None where there is none."""
+    fs, path = fsspec.core.url_to_fs(uri)
+    return int(fs.size(path)) if fs.exists(path) else None
+
+
+def read_bytes(uri: str) -> bytes:
+    """A whole file."""
+    fs, path = fsspec.core.url_to_fs(uri)
+    data: bytes = fs.cat_file(path)
+    return data
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """A whole file, never readable half-written."""
+    write_atomically(uri, data)
+
+
+def read_json(uri: str) -> dict[str, Any] | None:
+    """A JSON object; None where there is none, or only a damaged one that a crash left."""
+    try:
+        data = json.loads(read_bytes(uri))
+    except (FileNotFoundError, ValueError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def write_json(uri: str, data: Mapping[str, Any]) -> None:
+    """Indented JSON, never readable half-written."""
+    write_bytes(uri, json.dumps(data, indent=2, allow_nan=False).encode())
+
+
+def remove(uri: str) -> None:
+    """A folder with all that is in it; nothing where there is none."""
+    fs, path = fsspec.core.url_to_fs(uri)
+    if fs.exists(path):
+        fs.rm(path, recursive=True)
+
+
+def for_arrow(uri: str) -> tuple[str, Any]:
+    """Path and pyarrow file system of a URI, as Ray Train wants its storage."""
+    import pyarrow.fs
+
+    fs, path = fsspec.core.url_to_fs(uri)
+    local = "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
+    if local:
+        return path, pyarrow.fs.LocalFileSystem()
+    return path, pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))

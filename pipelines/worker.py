@@ -1,0 +1,303 @@
+"""The per-worker training loop: resume, step, reduce, report, checkpoint. The only user of Ray Train's worker API."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines import storage
+from pipelines.config import CrossValidationConfig
+from pipelines.draw import EPISODES, PAIRS, DrawnFold
+from pipelines.results import EpochRecord, Record
+from pipelines.tracking import Tracker
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from mshnet.backbone import Features
+    from mshnet.data.batches import EpisodeBatch
+    from mshnet.data.episodes import Episode
+    from mshnet.model import MSHNet, Prediction
+
+STATE_FILE, PROGRESS_FILE = "state.pt", "progress.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress(Record):
+    """Where training stands: with the weights and the optimizer's state, all that resuming needs.
+
+    The order of episodes, the learning rate and the dropout's generator are pure functions of
+    (seed, step), so they have no state of their own.
+    """
+
+    step: int = 0
+    """Updates done."""
+    history: list[EpochRecord] = field(default_factory=list)
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    """Total, outer and inner loss summed over the updates of the epoch begun."""
+    train_s: float = 0.0
+
+
+def build_network(config: CrossValidationConfig) -> MSHNet:
+    """The network before training: weights drawn from the seed, backbone loaded."""
+    import torch
+
+    from mshnet.checkpoint import load_backbone_weights
+    from mshnet.model import MSHNet
+
+    torch.manual_seed(config.training.seed)
+    model = MSHNet(config.model)
+    load_backbone_weights(model.backbone, config.backbone_weights, config.training.seed)
+    return model
+
+
+@dataclass
+class Relation:
+    """The learnable part at the configured precision; outputs are float32."""
+
+    module: torch.nn.Module
+    precision: str
+
+    def __call__(self, query: Features, support: Features, masks: Tensor) -> Prediction:
+        from mshnet.model import Prediction
+
+        with _autocast(self.precision, masks.device):
+            prediction: Prediction = self.module(query, support, masks)
+        return Prediction(
+            logits=prediction.logits.float(),
+            logits_low=prediction.logits_low.float(),
+            inner_logits=tuple(logits.float() for logits in prediction.inner_logits),
+        )
+
+
+def _autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    import torch
+
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+@dataclass(frozen=True)
+class _EpochEpisodes:
+    sampler: Any
+    epoch: int
+
+    def __getitem__(self, position: int) -> Episode:
+        episode: Episode = self.sampler.episode(self.epoch, position)
+        return episode
+
+
+def train_loop(job: Mapping[str, Any]) -> None:
+    """One worker's life. `job` holds the configuration, the drawn fold and the MLflow run, as JSON values."""
+    config = CrossValidationConfig.from_json(job["config"])
+    drawn = DrawnFold.from_json(job["drawn"])
+    _Worker(config, drawn, job["run_id"]).run()
+
+
+class _Worker:
+    def __init__(self, config: CrossValidationConfig, drawn: DrawnFold, run_id: str) -> None:
+        import ray.train.torch
+        import torch
+
+        from mshnet.data.episodes import TrainingSampler
+        from mshnet.data.store import ImageStore
+        from mshnet.data.tables import read_episodes, read_pairs
+        from mshnet.features import FeatureCache
+
+        context = ray.train.get_context()
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        self.config, self.training, self.drawn, self.run_id = config, config.training, drawn, run_id
+        self.tracker = Tracker(config.tracking_uri, config.experiment)
+        torch.set_num_threads(config.compute.cpus_per_worker)
+        self.device = ray.train.torch.get_device()
+        self.store = ImageStore(drawn.store)
+        self.sampler = TrainingSampler(
+            read_pairs(storage.join(drawn.folder, PAIRS), self.store),
+            drawn.base_classes,
+            config.shot,
+            self.training.seed,
+            self.training.episodes_per_epoch,
+        )
+        validation = read_episodes(storage.join(drawn.folder, EPISODES), self.store, "validation")
+        # Every rank judges its share; the counts are integers, so the sum does not know how it was shared.
+        self.validation = validation[self.rank :: self.world_size]
+        self.validation_classes = sorted({episode.class_id for episode in validation})
+        model = build_network(config).to(self.device)
+        self.backbone, self.bare = model.backbone, model.relation
+        self.features = FeatureCache(model.backbone, int(config.compute.feature_cache_gib * 2**30))
+        module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.bare) if self._syncs_batch_norm() else self.bare
+        self.module = ray.train.torch.prepare_model(module)
+        self.relation = Relation(self.module, config.precision)
+        self.optimizer = torch.optim.SGD(
+            self.module.parameters(),
+            lr=self.training.learning_rate,
+            momentum=self.training.momentum,
+            weight_decay=self.training.weight_decay,
+        )
+        self.progress = self._restored()
+
+    def _syncs_batch_norm(self) -> bool:
+        # PyTorch synchronises batch norm on GPUs only.
+        return self.world_size > 1 and self.device.type == "cuda"
+
+    def run(self) -> None:
+        while self.progress.step < self.training.epochs * self.training.steps_per_epoch:
+            self._epoch(self.progress.step // self.training.steps_per_epoch)
+
+    def _epoch(self, epoch: int) -> None:
+        from mshnet.data.batches import EpisodeDataset, load_batches
+        from mshnet.engine import train_step
+
+        training, every = self.training, self.config.compute.checkpoint_every_steps
+        steps = range(self.progress.step, (epoch + 1) * training.steps_per_epoch)
+        batches = load_batches(
+            EpisodeDataset(self.store, _EpochEpisodes(self.sampler, epoch)),
+            [self._positions(step) for step in steps],
+            self.config.compute.loader_processes,
+        )
+        self.module.train()
+        started, sums = time.monotonic(), list(self.progress.sums)
+        train_s, first = self.progress.train_s, self.progress.step
+        for step, batch in zip(steps, batches, strict=True):
+            for group in self.optimizer.param_groups:
+                group["lr"] = training.learning_rate_at(step)
+            self._seed_dropout(step)
+            losses = train_step(
+                self.relation, self.features, batch.to(self.device), self.optimizer, training.inner_weight
+            )
+            sums = [total + float(loss) for total, loss in zip(sums, losses, strict=True)]
+            done = step + 1
+            if every and done % every == 0 and done % training.steps_per_epoch:
+                self.progress = Progress(
+                    step=done,
+                    history=self.progress.history,
+                    sums=sums,
+                    train_s=train_s + time.monotonic() - started,
+                )
+                self._report(score=-1.0)
+        elapsed = time.monotonic() - started
+        self._finish_epoch(epoch, len(steps), self._mean_over_ranks(sums), elapsed, train_s, first)
+
+    def _finish_epoch(
+        self, epoch: int, steps: int, sums: list[float], elapsed: float, train_s: float, first: int
+    ) -> None:
+        training = self.training
+        validated = self._validate()
+        total, outer, inner = (value / training.steps_per_epoch for value in sums)
+        record = EpochRecord(
+            epoch=epoch + 1,
+            step=first + steps,
+            loss=total,
+            outer_loss=outer,
+            inner_loss=inner,
+            learning_rate=training.learning_rate_at(first + steps - 1),
+            episodes_per_s=steps * training.global_batch / elapsed,
+            validation_miou=validated,
+        )
+        self.progress = Progress(
+            step=first + steps, history=[*self.progress.history, record], train_s=train_s + elapsed
+        )
+        if self.rank == 0:
+            self.tracker.log_epoch(self.run_id, record)
+            tail = "" if validated is None else f", validation mIoU {100 * validated:.1f}"
+            print(
+                f"fold {self.drawn.fold}: epoch {epoch + 1}/{training.epochs}, loss {total:.4f}, "
+                f"{record.episodes_per_s:.1f} episodes/s{tail}",
+                flush=True,
+            )
+        self._report(score=float(epoch) if validated is None else validated)
+
+    def _positions(self, step: int) -> range:
+        """This rank's episodes of an update: its part of the global batch."""
+        batch = self.training.global_batch
+        start = step % self.training.steps_per_epoch * batch + self.rank * batch // self.world_size
+        return range(start, start + batch // self.world_size)
+
+    def _seed_dropout(self, step: int) -> None:
+        import torch
+
+        torch.manual_seed((self.training.seed * 1_000_003 + step) * 1_009 + self.rank)
+
+    def _mean_over_ranks(self, sums: list[float]) -> list[float]:
+        import torch
+
+        if self.world_size == 1:
+            return sums
+        tensor = torch.tensor(sums, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(tensor)
+        return [float(value) / self.world_size for value in tensor]
+
+    def _validate(self) -> float | None:
+        import numpy as np
+        import torch
+
+        from mshnet.data.batches import EpisodeDataset, load_batches
+        from mshnet.engine import evaluate, network_predictor
+        from mshnet.metrics import Counts, miou, sum_by_class
+
+        if not self.validation_classes:
+            return None
+        self.bare.eval()
+        size = self.training.global_batch
+        batches = load_batches(
+            EpisodeDataset(self.store, self.validation),
+            [range(i, min(i + size, len(self.validation))) for i in range(0, len(self.validation), size)],
+            self.config.compute.loader_processes,
+        )
+        local = np.zeros((2, len(self.validation_classes), 2), dtype=np.int64)
+        if self.validation:
+            # The bare module: a rank with fewer episodes must not wait for the others' gradients.
+            predictor = network_predictor(Relation(self.bare, self.config.precision))
+            outcome = evaluate({"network": predictor}, self.features, _on(batches, self.device))["network"]
+            summed = sum_by_class(outcome.counts, outcome.class_ids, self.validation_classes)
+            local = np.stack([summed.intersection, summed.union])
+        tensor = torch.from_numpy(local).to(self.device)
+        if self.world_size > 1:
+            torch.distributed.all_reduce(tensor)
+        intersection, union = tensor.cpu().numpy()
+        return miou(Counts(intersection, union))
+
+    def _report(self, score: float) -> None:
+        """A checkpoint counts once every rank has reported; rank 0 writes it."""
+        import ray.train
+        import torch
+
+        metrics = {"score": score, "step": self.progress.step}
+        if self.rank != 0:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            torch.save(
+                {"relation": self.bare.state_dict(), "optimizer": self.optimizer.state_dict()},
+                Path(folder, STATE_FILE),
+            )
+            Path(folder, PROGRESS_FILE).write_text(self.progress.to_text())
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+    def _restored(self) -> Progress:
+        import ray.train
+        import torch
+
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return Progress()
+        with checkpoint.as_directory() as folder:
+            state = torch.load(Path(folder, STATE_FILE), map_location=self.device, weights_only=True)
+            progress = Progress.from_json(json.loads(Path(folder, PROGRESS_FILE).read_text()))
+        self.bare.load_state_dict(state["relation"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.rank == 0:
+            print(f"fold {self.drawn.fold}: going on from update {progress.step}", flush=True)
+        return progress
+
+
+def _on(batches: Any, device: torch.device) -> Any:
+    batch: EpisodeBatch
+    for batch in batches:
+        yield batch.to(device)

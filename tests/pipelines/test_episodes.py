@@ -1,0 +1,93 @@
+"""The episodes command, as a user runs it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import needs_shared
+
+
+def _run(*flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pipelines.episodes", *flags], capture_output=True, text=True
+    )
+
+
+@needs_shared
+@pytest.mark.parametrize(("dataset", "fold", "shot"), [("pascal", 2, 5), ("coco", 1, 1)])
+def test_prints_the_published_episodes(dataset: str, fold: int, shot: int, shared: Path) -> None:
+    flags = ("--dataset", dataset, "--fold", str(fold), "--shot", str(shot), "--protocol", "published")
+    done = _run("--split-lists", str(shared / "reference/splits"), *flags)
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)
+    official = json.loads(
+        gzip.decompress((shared / "reference/episodes/official_test_episodes.json.gz").read_bytes())
+    )
+    assert len(printed) == 1000
+    assert printed[:250] == official[f"{dataset}_fold{fold}_{shot}shot"]
+
+
+@pytest.fixture
+def lists(tmp_path: Path) -> Path:
+    """Three images of each class in each list, in the field's layout."""
+    for part in ("trn", "val"):
+        (tmp_path / part).mkdir()
+        for fold in range(4):
+            lines = [f"image{c}_{i}__{c:02d}\n" for i in range(3) for c in range(5 * fold + 1, 5 * fold + 6)]
+            (tmp_path / part / f"fold{fold}.txt").write_text("".join(lines))
+    return tmp_path
+
+
+def test_count_seed_and_our_protocol(lists: Path) -> None:
+    flags = ("--dataset", "pascal", "--split-lists", str(lists), "--fold", "3", "--shot", "2")
+    ours = ("--protocol", "sampled", "--count", "20", "--seed")
+    printed = json.loads(_run(*flags, *ours, "5").stdout)
+    assert sorted(c for _, _, c in printed) == [c for c in range(15, 20) for _ in range(4)]
+    assert all(len({q, *supports}) == 3 for q, supports, _ in printed)
+    assert json.loads(_run(*flags, *ours, "5").stdout) == printed
+    assert json.loads(_run(*flags, *ours, "6").stdout) != printed
+    published = json.loads(_run(*flags, "--count", "17").stdout)
+    assert [e[0] for e in published[:2] + published[15:]] == ["image16_0", "image17_0"] * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        ({"--fold": "7"}, 1, "python -m pipelines.episodes: fold must be 0..3, got 7"),
+        ({"--shot": "0"}, 1, "python -m pipelines.episodes: shot must be 1 or more, got 0"),
+        (
+            {"--shot": "3"},
+            1,
+            "every class needs 4 images or more for 3-shot episodes; too few: aeroplane (3)",
+        ),
+        ({"--split-lists": "nowhere"}, 1, "no split lists under 'nowhere'"),
+        ({"--dataset": "ade"}, 2, "ade"),
+        ({"--fold": "one"}, 2, "one"),
+        ({"--folds": "1"}, 2, "--folds"),
+    ],
+)
+def test_bad_input(change: dict[str, str], code: int, message: str, lists: Path) -> None:
+    flags = {"--dataset": "pascal", "--split-lists": str(lists), "--fold": "0", "--shot": "1", **change}
+    done = _run(*[word for pair in flags.items() for word in pair])
+    assert done.returncode == code
+    assert message in done.stderr
+    assert done.stdout == ""
+    if code == 1:
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_help_names_every_flag_and_loads_nothing_heavy() -> None:
+    done = _run("--help")
+    assert done.returncode == 0
+    for flag in ("--dataset", "--split-lists", "--fold", "--shot", "--protocol", "--count", "--seed"):
+        assert flag in done.stdout
+    heavy = "('torch', 'ray', 'mlflow', 'numpy')"
+    code = f"import sys, pipelines.episodes; print([m for m in {heavy} if m in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert loaded.stdout.strip() == "[]"

@@ -1,0 +1,42 @@
+"""How far two computations of the same number may lie apart, and why: the bounds of the numeric tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """`bound` is relative to the scale named in `of`; `of="1"` is an absolute bound."""
+
+    bound: float
+    of: str
+    reason: str
+
+
+GOLDEN_SIMILARITY = Tolerance(
+    1e-5,
+    "1",
+    "float32 sums over up to 4096 channels, in another order than the published code; maps lie in 0..1",
+)
+GOLDEN_ACTIVATION = Tolerance(
+    1e-4, "largest magnitude", "float32 rounding of some twenty layers; logits and merging blocks alike"
+)
+GOLDEN_EVAL_LOSS = Tolerance(1e-5, "the loss", "the logits' bound, averaged over the pixels, in float32")
+GOLDEN_TRAINING = Tolerance(
+    1e-8, "the value", "float64: rounding 1e-16, amplified by batch norm and by up to five steps of training"
+)
+ZERO_GRADIENT = Tolerance(
+    1e-12,
+    "1",
+    "biases before a batch norm have gradient 0, of which float64 leaves 1e-14; all others exceed 3e-3",
+)
+PARITY_FORWARD = Tolerance(
+    1e-11, "largest magnitude", "float64 rounding; batch norm over 18 values at level 5 amplifies it most"
+)
+PARITY_GRADIENT = Tolerance(
+    1e-9, "largest magnitude of the tensor's gradient", "float64 rounding through forward and backward"
+)
+SAME_COMPUTATION = Tolerance(
+    1e-10, "largest magnitude", "float64: the same sums in another order (of shots, of the batch)"
+)
