@@ -182,7 +182,7 @@ def read_state_dict(uri: str) -> dict[str, Tensor]:
             if uri.endswith(".safetensors")
             else torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         )
-    except Exception as error:  # noqa: BLE001 - each format fails in its own ways; all mean the same to the user
+    except Exception as error:
         raise InputError(
             f"expected a safetensors file or a torch state dict of tensors in {uri!r}, found something that cannot "
             f"be read safely ({type(error).__name__}); convert it to safetensors"

@@ -22,16 +22,16 @@ def cosine_similarity(
     product cannot be collapsed to one prototype; it is made in slices of query positions instead,
     which bounds its memory. No object: a map of zeros.
     """
-    b, l, _, h, w = query.shape
+    b, layers, _, h, w = query.shape
     k = support.features.shape[1]
     queries = _unit(query.flatten(3), dim=2)
     objects = _unit(support.features, dim=3) * support.is_object[:, :, None, None]
     count = support.is_object.sum(-1).clamp(min=1)[:, :, None, None]
-    row_bytes = b * k * l * objects.shape[-1] * objects.element_size()
+    row_bytes = b * k * layers * objects.shape[-1] * objects.element_size()
     slices = queries.split(max(1, _PRODUCT_LIMIT_BYTES // row_bytes), dim=-1)
     # A position outside the object is a zero vector: its clamped cosine adds nothing to the sum.
     sums = [torch.einsum("blcq,bklcn->bklqn", part, objects).relu_().sum(-1) for part in slices]
-    return (torch.cat(sums, dim=-1) / count).reshape(b, k, l, h, w)
+    return (torch.cat(sums, dim=-1) / count).reshape(b, k, layers, h, w)
 
 
 def _unit(x: Tensor, dim: int) -> Tensor:

@@ -122,9 +122,7 @@ def _tile(
     return Image.fromarray(drawn if ignored is None else _hatched(drawn, fitted(ignored)))
 
 
-def _hatched(
-    pixels: UInt8[np.ndarray, "h w 3"], where: Bool[np.ndarray, "h w"]
-) -> UInt8[np.ndarray, "h w 3"]:
+def _hatched(pixels: UInt8[np.ndarray, "h w 3"], where: Bool[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
     rows, columns = np.indices(where.shape)
     out = pixels.copy()
     out[where] = 235
@@ -146,18 +144,24 @@ def png_bytes(picture: Image.Image) -> bytes:
 
 
 def learning_curves(histories: Mapping[str, Curve]) -> bytes:
-    """PNG: training loss (left) and validation mIoU in % (right) by epoch, one line per entry (a fold)."""
+    """PNG: training loss and validation mIoU in % by epoch, one line per entry (a fold).
+
+    Without any validation there is one chart only.
+    """
+    validated = any(miou is not None for curve in histories.values() for _, _, miou in curve)
     figure = _figure(width=9.0, height=3.2)
-    loss_axes, miou_axes = figure.subplots(1, 2)
+    charts = figure.subplots(1, 2 if validated else 1, squeeze=False)[0]
     for colour, (name, curve) in zip(_cycle(FOLD_COLOURS, len(histories)), histories.items(), strict=True):
         style = {"color": colour, "label": name, "marker": "o", "markersize": 3, "linewidth": 1.6}
-        loss_axes.plot([epoch for epoch, _, _ in curve], [loss for _, loss, _ in curve], **style)
-        validated = [(epoch, 100 * miou) for epoch, _, miou in curve if miou is not None]
-        miou_axes.plot([epoch for epoch, _ in validated], [miou for _, miou in validated], **style)
-    _dress(loss_axes, "training loss", "epoch", "loss")
-    _dress(miou_axes, "mIoU on the episodes that choose the checkpoint", "epoch", "mIoU, %")
+        charts[0].plot([epoch for epoch, _, _ in curve], [loss for _, loss, _ in curve], **style)
+        if validated:
+            points = [(epoch, 100 * miou) for epoch, _, miou in curve if miou is not None]
+            charts[1].plot([epoch for epoch, _ in points], [miou for _, miou in points], **style)
+    _dress(charts[0], "training loss", "epoch", "loss")
+    if validated:
+        _dress(charts[1], "mIoU on the episodes that choose the checkpoint", "epoch", "mIoU, %")
     if len(histories) > 1:
-        loss_axes.legend(frameon=False, fontsize=9)
+        charts[0].legend(frameon=False, fontsize=9)
     return _rendered(figure)
 
 
@@ -170,19 +174,13 @@ def class_bars(scores: Mapping[str, Mapping[str, float]]) -> bytes:
     if not scores:
         raise InputError("expected at least one series of class IoU to draw, got none")
     first = next(iter(scores.values()))
-    classes = sorted(
-        {name for series in scores.values() for name in series}, key=lambda name: first.get(name, -1.0)
-    )
+    classes = sorted({name for series in scores.values() for name in series}, key=lambda name: first.get(name, -1.0))
     thickness = 0.8 / len(scores)
-    figure = _figure(width=7.0, height=1.0 + max(1, len(classes)) * (0.16 * len(scores) + 0.16))
+    figure = _figure(width=5.8, height=1.0 + max(1, len(classes)) * (0.16 * len(scores) + 0.16))
     axes = figure.subplots()
     colours = _cycle(FOLD_COLOURS, len(scores))
     for rank, (series_name, series) in enumerate(scores.items()):
-        shown = [
-            (row, series[name])
-            for row, name in enumerate(classes)
-            if math.isfinite(series.get(name, math.nan))
-        ]
+        shown = [(row, series[name]) for row, name in enumerate(classes) if math.isfinite(series.get(name, math.nan))]
         axes.barh(
             [row + 0.4 - thickness * (rank + 0.5) for row, _ in shown],
             [100 * iou for _, iou in shown],
@@ -192,9 +190,7 @@ def class_bars(scores: Mapping[str, Mapping[str, float]]) -> bytes:
         )
         if rank == 0:
             for row, iou in shown:
-                axes.text(
-                    100 * iou + 0.7, row + 0.4 - thickness / 2, f"{100 * iou:.1f}", va="center", fontsize=8
-                )
+                axes.text(100 * iou + 0.7, row + 0.4 - thickness / 2, f"{100 * iou:.1f}", va="center", fontsize=8)
     axes.set_yticks(range(len(classes)), classes)
     axes.set_xlim(left=0)
     axes.margins(x=0.08, y=0.02)

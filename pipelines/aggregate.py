@@ -31,7 +31,7 @@ def stage(
     """Aggregate and report."""
     key = fingerprint("report", CODE_VERSION, [stage.result for stage in registered], parent_run_id)
     folder = storage.join(config.store, "reports", f"{config.dataset}-{config.shot}shot-{key}")
-    pictures = {str(f): storage.join(e.result, "..") for f, e in zip(config.folds, evaluated, strict=True)}
+    pictures = {str(f): e.folder for f, e in zip(config.folds, evaluated, strict=True)}
     return Stage(
         name="report",
         result=storage.join(folder, "result.json"),

@@ -11,6 +11,12 @@ from typing import Any
 _LOCAL_OBJECT_STORE_BYTES = 256 * 2**20  # results are small JSON; pixels never pass through it
 
 
+def _quiet() -> None:
+    # Ray Train's watcher asks the dashboard every second, and a local cluster has none.
+    watcher = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
+    logging.getLogger(watcher).setLevel(logging.ERROR)
+
+
 @contextmanager
 def connected(address: str = "") -> Iterator[dict[str, float]]:
     """A connection to Ray for the time of a block; gives the cluster's resources (CPU, GPU, ...).
@@ -21,6 +27,7 @@ def connected(address: str = "") -> Iterator[dict[str, float]]:
     # Before the import: Ray reads them once.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it prints every line twice
     import ray
 
     if ray.is_initialized():
@@ -35,6 +42,7 @@ def connected(address: str = "") -> Iterator[dict[str, float]]:
             "include_dashboard": False,
             "object_store_memory": _LOCAL_OBJECT_STORE_BYTES,
             "_node_ip_address": "127.0.0.1",
+            "runtime_env": {"worker_process_setup_hook": _quiet},
         }
     ray.init(**options)
     try:

@@ -25,7 +25,8 @@ class ValidationConfig:
     """On what the best epoch is chosen."""
 
     selection: Selection = "base"
-    """base: episodes of base classes kept out of training; novel: the test episodes, as published (every number made so is labelled); last: no choice, the last epoch."""
+    """base: episodes of base classes kept out of training; novel: the test episodes, as published (and every
+    number made so is labelled); last: no choice, the last epoch."""
     held_out_classes: int = 3
     """Base classes kept out of training for the choice (with selection base)."""
     validation_episodes: int = 200
@@ -112,7 +113,7 @@ class CrossValidationConfig(Record):
     registered_model: str = ""
     """Name in the model registry; empty: mshnet-DATASET-BACKBONE-Kshot."""
     split_lists: str = ""
-    """Folder with the field's list files (pascal/ and coco/, or trn/ and val/); empty: derived by rule from the masks."""
+    """Folder with the field's lists (pascal/ and coco/, or trn/ and val/); empty: derived by rule from the masks."""
     folds: tuple[int, ...] = (0, 1, 2, 3)
     """Folds to run, of 0 1 2 3."""
     shot: int = 1
@@ -122,7 +123,8 @@ class CrossValidationConfig(Record):
     min_object_px: int = 2048
     """Smallest object for lists derived by rule, pixels at original size."""
     skip_small_classes: bool = False
-    """Leave classes out that have fewer than shot + 1 images, and say so beside every number; otherwise they are an error."""
+    """Leave classes out that have fewer than shot + 1 images, and say so beside every number; else they are an
+    error."""
     images_per_shard: int = 2000
     """Images in one file of the store (473 px JPEG: about 64 KiB each)."""
     backbone_weights: str = "imagenet"
@@ -152,7 +154,8 @@ class CrossValidationConfig(Record):
             )
         if self.training.global_batch % self.compute.workers:
             raise InputError(
-                f"global_batch must be a multiple of workers, got {self.training.global_batch} and {self.compute.workers}"
+                "global_batch must be a multiple of workers, got "
+                f"{self.training.global_batch} and {self.compute.workers}"
             )
 
     @property

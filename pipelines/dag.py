@@ -6,6 +6,7 @@ it depends on and is written last, so the same job submitted again does only wha
 
 from __future__ import annotations
 
+import posixpath
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,11 @@ class Stage:
     cpus: float = 1
     complete: Callable[[Result], bool] = field(default=lambda result: True)
     """Whether a recorded result's files are still there."""
+
+    @property
+    def folder(self) -> str:
+        """Where the result lies, and what belongs to it."""
+        return posixpath.dirname(self.result)
 
     def recorded(self) -> Result | None:
         """The durable result, or None."""

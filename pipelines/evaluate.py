@@ -73,16 +73,17 @@ def evaluate_fold(
     model = load_model(trained.model, config.model).to(device)
     untrained = build_network(config).to(device).eval()
     features = FeatureCache(model.backbone, int(config.compute.feature_cache_gib * 2**30))
-    threshold = best_threshold(
-        features, _batches(config, store, read_episodes(tables, store, "threshold"), device), drawn.base_classes
+    on_base = _batches(
+        config, store, read_episodes(tables, store, "threshold"), device, f"fold {drawn.fold}: baseline's threshold"
     )
+    threshold = best_threshold(features, on_base, drawn.base_classes)
     predictors: dict[str, Predictor] = {
         TRAINED: network_predictor(Relation(model.relation, config.precision)),
         "untrained": network_predictor(Relation(untrained.relation, config.precision)),
         "foreground": foreground,
         "prototype": prototype_threshold(threshold),
     }
-    outcomes = evaluate(predictors, features, _batches(config, store, test, device))
+    outcomes = evaluate(predictors, features, _batches(config, store, test, device, f"fold {drawn.fold}: evaluation"))
     names = store.manifest.class_names
     scores = {name: _score(outcome, drawn.novel_classes, names) for name, outcome in outcomes.items()}
     panels = _panels(config, folder, store, test, outcomes[TRAINED], predictors[TRAINED], features, device)
@@ -110,21 +111,20 @@ def evaluate_fold(
 
 
 def _batches(
-    config: CrossValidationConfig, store: ImageStore, episodes: Sequence[Episode], device: torch.device
+    config: CrossValidationConfig, store: ImageStore, episodes: Sequence[Episode], device: torch.device, desc: str
 ) -> Any:
-    from tqdm import tqdm
+    from ray.experimental import tqdm_ray
 
     from mshnet.data.batches import EpisodeDataset, load_batches
 
     size = config.training.global_batch
     positions = [range(i, min(i + size, len(episodes))) for i in range(0, len(episodes), size)]
     batch: EpisodeBatch
-    for batch in tqdm(
+    for batch in tqdm_ray.tqdm(
         load_batches(EpisodeDataset(store, episodes), positions, config.compute.loader_processes),
         total=len(positions),
-        desc="evaluation",
-        unit="batch",
-        mininterval=5,
+        desc=desc,
+        flush_interval_s=5,
     ):
         yield batch.to(device)
 

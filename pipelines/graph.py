@@ -115,9 +115,10 @@ def run_stages(
     wanted: Callable[[Graph], Sequence[Stage]],
     show: Callable[[Any], None] | None = None,
 ) -> int:
-    """Parse, check, run what is missing of the wanted stages, and print their results as one JSON line.
+    """Parse, check, run what is missing of the wanted stages, and print the results as one JSON line.
 
-    `show` tells a person about the results, on stderr. Returns the exit code: 0 done, 1 failed. Usage errors exit with 2.
+    `show` tells a person about the results, on stderr. Returns the exit code: 0 done, 1 failed. Usage errors
+    exit with 2.
     """
     arguments = parse(JobArguments, argv, prog, description)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)

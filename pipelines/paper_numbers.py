@@ -47,30 +47,14 @@ ROWS: dict[tuple[str, str, str, int], PaperRow] = {
     ("coco", "resnet50", "both", 5): PaperRow(table=3, fold_miou=(49.2, 62.5, 55.6, 52.0), mean_miou=54.8),
     ("coco", "resnet101", "both", 1): PaperRow(table=3, fold_miou=(41.3, 49.9, 46.4, 46.6), mean_miou=46.1),
     ("coco", "resnet101", "both", 5): PaperRow(table=3, fold_miou=(51.7, 62.6, 55.9, 53.8), mean_miou=56.0),
-    ("pascal", "resnet50", "cosine", 1): PaperRow(
-        table=4, fold_miou=(63.3, 66.0, 59.5, 55.4), mean_miou=61.1
-    ),
-    ("pascal", "resnet50", "cosine", 5): PaperRow(
-        table=4, fold_miou=(68.0, 71.1, 62.8, 63.6), mean_miou=66.4
-    ),
-    ("pascal", "resnet50", "prototype", 1): PaperRow(
-        table=4, fold_miou=(61.6, 69.2, 56.5, 50.5), mean_miou=59.5
-    ),
-    ("pascal", "resnet50", "prototype", 5): PaperRow(
-        table=4, fold_miou=(64.3, 70.6, 57.4, 53.4), mean_miou=61.4
-    ),
-    ("pascal", "resnet101", "cosine", 1): PaperRow(
-        table=4, fold_miou=(66.7, 70.2, 61.9, 60.0), mean_miou=64.7
-    ),
-    ("pascal", "resnet101", "cosine", 5): PaperRow(
-        table=4, fold_miou=(72.8, 74.9, 67.5, 69.0), mean_miou=71.1
-    ),
-    ("pascal", "resnet101", "prototype", 1): PaperRow(
-        table=4, fold_miou=(63.4, 70.3, 58.3, 54.6), mean_miou=61.7
-    ),
-    ("pascal", "resnet101", "prototype", 5): PaperRow(
-        table=4, fold_miou=(66.2, 71.3, 57.7, 57.2), mean_miou=63.1
-    ),
+    ("pascal", "resnet50", "cosine", 1): PaperRow(table=4, fold_miou=(63.3, 66.0, 59.5, 55.4), mean_miou=61.1),
+    ("pascal", "resnet50", "cosine", 5): PaperRow(table=4, fold_miou=(68.0, 71.1, 62.8, 63.6), mean_miou=66.4),
+    ("pascal", "resnet50", "prototype", 1): PaperRow(table=4, fold_miou=(61.6, 69.2, 56.5, 50.5), mean_miou=59.5),
+    ("pascal", "resnet50", "prototype", 5): PaperRow(table=4, fold_miou=(64.3, 70.6, 57.4, 53.4), mean_miou=61.4),
+    ("pascal", "resnet101", "cosine", 1): PaperRow(table=4, fold_miou=(66.7, 70.2, 61.9, 60.0), mean_miou=64.7),
+    ("pascal", "resnet101", "cosine", 5): PaperRow(table=4, fold_miou=(72.8, 74.9, 67.5, 69.0), mean_miou=71.1),
+    ("pascal", "resnet101", "prototype", 1): PaperRow(table=4, fold_miou=(63.4, 70.3, 58.3, 54.6), mean_miou=61.7),
+    ("pascal", "resnet101", "prototype", 5): PaperRow(table=4, fold_miou=(66.2, 71.3, 57.7, 57.2), mean_miou=63.1),
 }
 
 

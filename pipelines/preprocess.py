@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -105,11 +104,13 @@ class _ShardsAreThere:
         return all(map(_ShardIsThere(self.folder), result.get("shards", ())))
 
 
-def preprocess_shard(config: CrossValidationConfig, folder: str, start: int, stop: int, total: int) -> Mapping[str, Any]:
+def preprocess_shard(
+    config: CrossValidationConfig, folder: str, start: int, stop: int, total: int
+) -> Mapping[str, Any]:
     """Encode records start..stop-1 of the source into one shard."""
     from dataclasses import asdict
 
-    from tqdm import tqdm
+    from ray.experimental import tqdm_ray
 
     from mshnet.data.source import open_source
     from mshnet.data.store import encode_row, write_shard
@@ -121,7 +122,7 @@ def preprocess_shard(config: CrossValidationConfig, folder: str, start: int, sto
             f"expected {total} images in {config.source!r} as scanned, found {len(records)}; "
             "do not change the source while it is preprocessed, and submit again"
         )
-    chosen = tqdm(records[start:stop], desc=f"images {start}..{stop - 1}", file=sys.stderr, mininterval=5)
+    chosen = tqdm_ray.tqdm(records[start:stop], desc=f"images {start}..{stop - 1}", flush_interval_s=5)
     rows = [encode_row(r.image_id, r.subset, source.load(r), config.images) for r in chosen]
     counts = Counter(class_id for row in rows for class_id in row["class_ids"])
     return {**asdict(write_shard(rows, folder)), "images_per_class": {str(c): n for c, n in sorted(counts.items())}}

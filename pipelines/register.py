@@ -32,7 +32,7 @@ def stage(
         name=f"register fold {fold}",
         result=storage.join(config.store, "registrations", f"{config.dataset}-fold{fold}-{key}.json"),
         run=register_fold,
-        arguments=(config, data, run_id, storage.join(evaluated.result, "..")),
+        arguments=(config, data, run_id, evaluated.folder),
         needs=(drawn, trained, evaluated),
     )
 

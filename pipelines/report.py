@@ -9,52 +9,28 @@ import base64
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mshnet.command_line import run
 from mshnet.errors import InputError
-from pipelines import paper_numbers
+from pipelines.fold_table import (
+    LABELS,
+    NO_PAPER_ROW,
+    NOTHING,
+    facts,
+    fold_table_text,
+    paper_row,
+    percent,
+    setting,
+    table_header,
+    table_rows,
+)
 from pipelines.results import BASELINES, CrossValidation, FoldResult
 
-LABELS = {
-    "trained": "MSHNet, trained",
-    "untrained": "same network, untrained",
-    "foreground": "everything is foreground",
-    "prototype": "prototype matching, no training",
-}
+__all__ = ["fold_table_text", "write_report"]
+
 RANKS = ("best", "median", "worst")
-NO_PAPER_ROW = "not in the paper"
-NOTHING = "–"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableRow:
-    """One row of the fold table: mIoU in % per fold, their mean, FB-IoU; None where there is no number."""
-
-    key: str
-    label: str
-    values: tuple[float | None, ...]
-
-    @property
-    def cells(self) -> list[str]:
-        """The values as text."""
-        return [percent(value) for value in self.values]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fact:
-    """How one thing was done here and in the paper."""
-
-    name: str
-    here: str
-    paper: str
-
-
-def percent(value: float | None) -> str:
-    """A number already in %, to one decimal; a dash where there is none."""
-    return NOTHING if value is None or not math.isfinite(value) else f"{value:.1f}"
 
 
 def picture_name(fold: int, file_name: str) -> str:
@@ -62,97 +38,7 @@ def picture_name(fold: int, file_name: str) -> str:
     return f"fold{fold}/{file_name}"
 
 
-def table_header(result: CrossValidation) -> list[str]:
-    """Column names of the fold table, the first column's left out."""
-    return [*(f"fold {fold.fold}" for fold in result.folds), "mean", "FB-IoU"]
-
-
-def table_rows(result: CrossValidation) -> list[TableRow]:
-    """The trained network, the baselines that were measured, the paper's row if it has one."""
-    ours = [100 * fold.score.miou for fold in result.folds]
-    rows = [_row("trained", [*ours, 100 * result.mean_miou, 100 * result.mean_fb_iou])]
-    for key in BASELINES:
-        scores = [fold.baselines.get(key) for fold in result.folds]
-        if any(scores):
-            by_fold = [None if score is None else 100 * score.miou for score in scores]
-            fb_iou = _mean([None if score is None else 100 * score.fb_iou for score in scores])
-            rows.append(_row(key, [*by_fold, _mean(by_fold), fb_iou]))
-    paper = _paper(result)
-    if paper:
-        by_fold = [paper.fold_miou[fold.fold] for fold in result.folds]
-        whole = len(by_fold) == len(paper.fold_miou)
-        values = [*by_fold, paper.mean_miou if whole else _mean(by_fold), paper.fb_iou if whole else None]
-        rows.append(TableRow(key="paper", label=f"paper, table {paper.table}", values=tuple(values)))
-    return rows
-
-
-def _row(key: str, values: Sequence[float | None]) -> TableRow:
-    return TableRow(key=key, label=LABELS[key], values=tuple(values))
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
-
-
-def _paper(result: CrossValidation) -> paper_numbers.PaperRow | None:
-    return paper_numbers.paper_row(result.dataset, result.backbone, result.similarity, result.shot)
-
-
-def facts(result: CrossValidation) -> list[Fact]:
-    """What has to agree before two numbers can be compared."""
-    folds = result.folds
-    there = _paper(result) is not None
-    pairs = [
-        ("test episodes", _by_fold(folds, [f.protocol for f in folds]), paper_numbers.PROTOCOL),
-        ("checkpoint", _by_fold(folds, [f.selection for f in folds]), paper_numbers.SELECTION),
-        ("split lists", _by_fold(folds, [f.split_lists for f in folds]), paper_numbers.SPLIT_LISTS),
-        ("masks", result.mask_mode, paper_numbers.MASK_MODES.get(result.dataset, NOTHING)),
-        ("image size", f"{result.image_size_px} px", f"{paper_numbers.IMAGE_SIZE_PX} px"),
-        (
-            "learnable parameters",
-            f"{result.learnable_parameters:,}",
-            paper_numbers.PARAMETERS.get(result.similarity, NOTHING),
-        ),
-    ]
-    return [Fact(name=name, here=here, paper=paper if there else NO_PAPER_ROW) for name, here, paper in pairs]
-
-
-def _by_fold(folds: Sequence[FoldResult], values: Sequence[str]) -> str:
-    if len(set(values)) <= 1:
-        return values[0] if values else NOTHING
-    return "; ".join(f"fold {fold.fold}: {value}" for fold, value in zip(folds, values, strict=True))
-
-
-def setting(result: CrossValidation) -> str:
-    """The run in one line."""
-    similarity = "both similarities" if result.similarity == "both" else f"{result.similarity} similarity"
-    return (
-        f"{result.dataset}, {result.backbone}, {similarity}, {result.shot}-shot, {result.image_size_px} px, "
-        f"{len(result.folds)} of 4 folds"
-    )
-
-
-def fold_table_text(result: CrossValidation) -> str:
-    """The fold table for a terminal: mIoU in % per fold, mean, FB-IoU; the paper's row last."""
-    header, rows = table_header(result), table_rows(result)
-    width = max(len(label) for label in [*(row.label for row in rows), "mIoU, %"])
-    columns = [max(6, len(name)) for name in header]
-
-    def line(label: str, cells: Sequence[str]) -> str:
-        return f"{label:<{width}}" + "".join(f"  {c:>{w}}" for c, w in zip(cells, columns, strict=True))
-
-    rule = "-" * (width + sum(columns) + 2 * len(columns))
-    lines = [setting(result), rule, line("mIoU, %", header), rule]
-    lines += [line(row.label, row.cells) for row in rows]
-    if not _paper(result):
-        lines.append(f"{'paper':<{width}}  {NO_PAPER_ROW}")
-    return "\n".join([*lines, rule])
-
-
-def write_report(
-    result: CrossValidation, pictures: Mapping[str, bytes], out: str | Path
-) -> tuple[Path, Path]:
+def write_report(result: CrossValidation, pictures: Mapping[str, bytes], out: str | Path) -> tuple[Path, Path]:
     """Write `report.html` and `report.md` (with its pictures) into the folder `out`; returns both paths.
 
     `pictures` holds PNG files by `picture_name(fold, file)`. One that is missing is named in the report.
@@ -200,10 +86,7 @@ def duration(seconds: float) -> str:
 def class_rows(fold: FoldResult) -> list[tuple[str, list[str]]]:
     """Per novel class, IoU in %: trained, then the baselines measured."""
     series = [fold.score, *(fold.baselines[key] for key in BASELINES if key in fold.baselines)]
-    return [
-        (name, [percent(100 * s.class_iou.get(name, math.nan)) for s in series])
-        for name in fold.novel_classes
-    ]
+    return [(name, [percent(100 * s.class_iou.get(name, math.nan)) for s in series]) for name in fold.novel_classes]
 
 
 def class_header(fold: FoldResult) -> list[str]:
@@ -248,7 +131,7 @@ def _html(result: CrossValidation, pictures: Mapping[str, bytes]) -> str:
         "setting": setting(result),
         "header": table_header(result),
         "rows": table_rows(result),
-        "paper": _paper(result),
+        "paper": paper_row(result),
         "no_paper_row": NO_PAPER_ROW,
         "facts": facts(result),
         "provenance": provenance(result),
@@ -287,7 +170,7 @@ def _markdown(result: CrossValidation, pictures: Mapping[str, bytes]) -> Iterato
         "",
     )
     rows = [[row.label, *row.cells] for row in table_rows(result)]
-    if not _paper(result):
+    if not paper_row(result):
         rows.append(["paper", *([NO_PAPER_ROW] + [""] * (len(table_header(result)) - 1))])
     yield from _markdown_table(["", *table_header(result)], rows)
     yield from ("", "## How it was measured", "", "Numbers compare only where these agree.", "")
@@ -338,9 +221,7 @@ def report(result: str, out: str) -> None:
     try:
         loaded = CrossValidation.from_json(storage.read_bytes(result))
     except FileNotFoundError as error:
-        raise InputError(
-            f"no result at {result!r}; give the result.json that cross_validate wrote"
-        ) from error
+        raise InputError(f"no result at {result!r}; give the result.json that cross_validate wrote") from error
     html, markdown = write_report(loaded, dict(_stored_pictures(loaded, result)), out)
     print(fold_table_text(loaded))
     print(json.dumps({"html": str(html), "markdown": str(markdown)}))

@@ -103,7 +103,8 @@ def _value(hint: Any, data: Any, place: str) -> Any:
         return float(data)
     if hint in (int, str, bool) and type(data) is hint:
         return data
-    wanted = " or ".join(map(repr, args)) if origin is typing.Literal else getattr(origin or hint, "__name__", str(hint))
+    name = getattr(origin or hint, "__name__", str(hint))
+    wanted = " or ".join(map(repr, args)) if origin is typing.Literal else name
     raise InputError(f"{place}: expected {wanted}, got {type(data).__name__} ({str(data)[:60]!r})")
 
 

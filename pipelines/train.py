@@ -55,17 +55,15 @@ def stage(
 def key(config: CrossValidationConfig, weights: str, drawn: Stage) -> str:
     """Fingerprint of a fold's weights. Workers and cores change them by rounding only, so they are not in it."""
     plain = config.to_json()
-    return fingerprint("train", CODE_VERSION, drawn.result, weights, plain["model"], plain["training"], config.precision)
+    settings = (plain["model"], plain["training"], config.precision)
+    return fingerprint("train", CODE_VERSION, drawn.result, weights, *settings)
 
 
 def train_fold(
     config: CrossValidationConfig, folder: str, run_id: str, drawn_result: Mapping[str, Any]
 ) -> Mapping[str, Any]:
     """Run Ray Train, going on from the last checkpoint where there is one, and keep the chosen weights."""
-    import os
-
-    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from pipelines.worker import train_loop
@@ -86,6 +84,7 @@ def train_fold(
         run_config=RunConfig(
             # The same name finds the checkpoints of an interrupted run.
             name="run",
+            logging_config=LoggingConfig(log_level="WARNING"),
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=compute.max_failures),

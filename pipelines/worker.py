@@ -1,4 +1,4 @@
-"""The per-worker training loop: resume, step, reduce, report, checkpoint. The only user of Ray Train's worker API."""
+"""The per-worker training loop: resume, step, reduce, report, checkpoint. Alone in using Ray Train's worker API."""
 
 from __future__ import annotations
 
@@ -131,8 +131,9 @@ class _Worker:
         model = build_network(config).to(self.device)
         self.backbone, self.bare = model.backbone, model.relation
         self.features = FeatureCache(model.backbone, int(config.compute.feature_cache_gib * 2**30))
-        module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.bare) if self._syncs_batch_norm() else self.bare
-        self.module = ray.train.torch.prepare_model(module)
+        if self._syncs_batch_norm():
+            torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.bare)
+        self.module = ray.train.torch.prepare_model(self.bare)
         self.relation = Relation(self.module, config.precision)
         self.optimizer = torch.optim.SGD(
             self.module.parameters(),

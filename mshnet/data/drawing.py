@@ -19,8 +19,12 @@ TEXTURES = (
 )  # fmt: skip
 GRAINS = ("fine", "coarse")
 
-FINE_PERIOD, COARSE_PERIOD = 0.055, 0.11
-"""Of the longer side: 7 and 14 px at 128 px, a period or more per cell of the level-3 feature grid."""
+FINE_PERIOD, COARSE_PERIOD = 0.055, 0.12
+"""Of the longer side: 7 and 15 px at 128 px, a period or more per cell of the level-3 feature grid."""
+DARK, LIGHT, SATURATION = (0.05, 0.2), (0.8, 0.95), 0.9
+"""Luminances of an object's two colours, and how colourful they are. With these, the nearest
+masked layer2 feature of an untrained ResNet-18 is of the same class for 38 and 32 % of the objects (two seeds;
+26 and 21 % with luminances 0.08-0.3 and 0.7-0.95 in full colour; chance 5 %)."""
 MIN_VISIBLE = 0.45
 """Share of an earlier object that a later one must leave in sight."""
 
@@ -55,9 +59,7 @@ class Placed:
 def look_of(class_id: int) -> Look:
     """The look of class 0..79; no two of them are the same."""
     # The step of 3 gives the ten shapes to other textures in each group of ten classes.
-    return Look(
-        shape=(class_id + 3 * (class_id // 10)) % 10, texture=class_id % 10, coarse=class_id // 10 % 2 == 1
-    )
+    return Look(shape=(class_id + 3 * (class_id // 10)) % 10, texture=class_id % 10, coarse=class_id // 10 % 2 == 1)
 
 
 def draw_scene(
@@ -125,9 +127,7 @@ def _draw_crowd(rng: np.random.Generator, picture: Float[np.ndarray, "H W 3"], c
     return Placed(class_id=class_id, outline=np.zeros((0, 2)), visible=whole, occluded=True, crowd=True)
 
 
-def _outline(
-    rng: np.random.Generator, look: Look, size: tuple[int, int], share: float
-) -> Float[np.ndarray, "N 2"]:
+def _outline(rng: np.random.Generator, look: Look, size: tuple[int, int], share: float) -> Float[np.ndarray, "N 2"]:
     """The shape at a drawn place, tilted by at most 20°, covering `share` of a picture (height, width)."""
     height, width = size
     points = _unit_shape(SHAPES[look.shape])
@@ -168,9 +168,7 @@ def _unit_shape(name: str) -> Float[np.ndarray, "N 2"]:
             ])  # fmt: skip
         case "heart":
             x = 16 * np.sin(t) ** 3
-            points = np.stack(
-                [x, -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))], 1
-            )
+            points = np.stack([x, -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))], 1)
         case "arrow":
             points = [(-1, -0.4), (0.1, -0.4), (0.1, -0.95), (1, 0), (0.1, 0.95), (0.1, 0.4), (-1, 0.4)]
         case "flower":
@@ -202,15 +200,13 @@ def _paint(
     rows, columns = np.nonzero(mask)
     x0, y0 = outline.mean(0)
     x, y = columns - x0, rows - y0
-    period = (
-        max(picture.shape[:2]) * (COARSE_PERIOD if look.coarse else FINE_PERIOD) * rng.uniform(0.88, 1.12)
-    )
+    period = max(picture.shape[:2]) * (COARSE_PERIOD if look.coarse else FINE_PERIOD) * rng.uniform(0.88, 1.12)
     # Coarse textures lie diagonally: orientation is part of the class, blurred by a small tilt.
     angle = (pi / 4 if look.coarse else 0.0) + rng.uniform(-pi / 12, pi / 12)
     u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
     light_share = 0.5 + 1.6 * _pattern(rng, look, u / period, v / period)
     weight = np.clip(light_share, 0, 1)[:, None]
-    dark, light = _colour(rng, 0.08, 0.3), _colour(rng, 0.7, 0.95)
+    dark, light = _colour(rng, *DARK), _colour(rng, *LIGHT)
     tilt = rng.uniform(-0.12, 0.12, 2) / max(mask.shape)
     shade = 1 + x * tilt[0] * 2 + y * tilt[1] * 2
     picture[rows, columns] = (dark * (1 - weight) + light * weight) * shade[:, None]
@@ -259,6 +255,7 @@ def _colour(rng: np.random.Generator, low: float, high: float) -> Float[np.ndarr
     """A colour of any hue whose luminance lies between low and high."""
     raw = rng.uniform(0, 1, 3)
     luminance = float(raw @ (0.299, 0.587, 0.114))
+    raw = luminance + SATURATION * (raw - luminance)
     wanted = rng.uniform(low, high)
     mixed = raw * wanted / luminance if luminance > wanted else 1 - (1 - raw) * (1 - wanted) / (1 - luminance)
     return np.asarray(np.clip(mixed, 0, 1))

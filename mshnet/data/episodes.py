@@ -146,7 +146,9 @@ class TrainingSampler:
 
     def _raw(self, epoch: int, index: int, purpose: int, count: int) -> list[int]:
         # The lowest counter word stays free: it is the one that moves while drawing.
-        bits = np.random.Philox(key=[self.seed, self.stream], counter=[0, index, epoch, purpose])
+        # As uint64 arrays: NumPy takes a list with a number above 2^63 through floats.
+        key = np.array([self.seed, self.stream], dtype=np.uint64)
+        bits = np.random.Philox(key=key, counter=np.array([0, index, epoch, purpose], dtype=np.uint64))
         return [int(x) for x in bits.random_raw(count)]
 
 
@@ -165,9 +167,7 @@ def _usable_classes(
     pairs: Sequence[Pair], classes: Collection[int], shot: int, skip: bool, class_names: Sequence[str]
 ) -> tuple[int, ...]:
     small = small_classes(pairs, classes, shot)
-    named = [
-        f"{class_names[c] if c < len(class_names) else f'class {c}'} ({found})" for c, found in small.items()
-    ]
+    named = [f"{class_names[c] if c < len(class_names) else f'class {c}'} ({found})" for c, found in small.items()]
     if small and not skip:
         raise InputError(
             f"every class needs {shot + 1} images or more for {shot}-shot episodes; "

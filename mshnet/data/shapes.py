@@ -24,6 +24,8 @@ Layout = Literal["voc", "coco"]
 CLASSES = {"voc": 20, "coco": 80}
 MARKER = "shapes.json"
 """Says with which parameters a folder was generated; written last."""
+BEGUN = ".shapes.begun.json"
+"""The same while writing: a run that was stopped is done again, as the same images."""
 
 # The 80 of the 90 category ids that COCO uses: a reader that took the id for the class would be found out.
 CATEGORY_IDS = tuple(i for i in range(1, 91) if i not in {12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
@@ -53,13 +55,11 @@ def write_voc(root: str | Path, images: int = 600, size_px: int = 128, seed: int
         image_id = f"shapes_{index:06d}"
         lists[subset].append(image_id)
         _write_jpeg(picture, folder / IMAGES / f"{image_id}.jpg")
-        write_label(
-            _label_map(placed, picture.shape[0], picture.shape[1]), folder / MASKS / f"{image_id}.png"
-        )
+        write_label(_label_map(placed, picture.shape[0], picture.shape[1]), folder / MASKS / f"{image_id}.png")
     everything = sorted(lists["train"] + lists["val"])
     for name, ids in {**lists, "trainaug": lists["train"], "trainval": everything}.items():
         (folder / LISTS / f"{name}.txt").write_text("".join(f"{i}\n" for i in ids))
-    _finish(folder, parameters)
+    _finish(folder)
 
 
 def write_coco(root: str | Path, images: int = 600, size_px: int = 128, seed: int = 0) -> None:
@@ -85,13 +85,11 @@ def write_coco(root: str | Path, images: int = 600, size_px: int = 128, seed: in
         name = f"COCO_{subset}2014_{index:012d}.jpg"
         _write_jpeg(picture, folder / f"{subset}2014" / name)
         content[subset]["images"].append({"id": index, "file_name": name, "height": height, "width": width})
-        content[subset]["annotations"] += [
-            _annotation(p, index, 100 * index + k) for k, p in enumerate(placed)
-        ]
+        content[subset]["annotations"] += [_annotation(p, index, 100 * index + k) for k, p in enumerate(placed)]
     (folder / "annotations").mkdir(exist_ok=True)
     for subset, part in content.items():
         (folder / "annotations" / f"instances_{subset}2014.json").write_text(json.dumps(part))
-    _finish(folder, parameters)
+    _finish(folder)
 
 
 def _plan(layout: Layout, images: int, seed: int) -> Iterator[tuple[int, str, list[int]]]:
@@ -126,21 +124,24 @@ def _parameters(layout: Layout, images: int, size_px: int, seed: int) -> dict[st
 
 
 def _is_done(folder: Path, parameters: dict[str, Any]) -> bool:
-    marker = folder / MARKER
-    if marker.is_file():
-        found = json.loads(marker.read_text())
-        if found != parameters:
-            raise InputError(
-                f"'{folder}' holds images generated with {found}, asked for {parameters}: give another folder"
-            )
-        return True
-    if any((folder / part).exists() for part in ("JPEGImages", "annotations")):
-        raise InputError(f"'{folder}' holds images that this did not finish writing: give an empty folder")
+    """Whether the folder holds exactly this already; marks it as begun where it does not."""
+    for marker in (folder / MARKER, folder / BEGUN):
+        if marker.is_file():
+            found = json.loads(marker.read_text())
+            if found != parameters:
+                raise InputError(
+                    f"'{folder}' holds images generated with {found}, asked for {parameters}: give another folder"
+                )
+            return marker.name == MARKER
+    if any((folder / part).exists() for part in ("JPEGImages", "annotations", "train2014", "val2014")):
+        raise InputError(f"'{folder}' holds images that were not generated here: give an empty folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / BEGUN).write_text(json.dumps(parameters))
     return False
 
 
-def _finish(folder: Path, parameters: dict[str, Any]) -> None:
-    (folder / MARKER).write_text(json.dumps(parameters))
+def _finish(folder: Path) -> None:
+    (folder / BEGUN).replace(folder / MARKER)
 
 
 def _write_jpeg(picture: UInt8[np.ndarray, "H W 3"], path: Path) -> None:

@@ -132,8 +132,7 @@ class Folder:
             picture.load()
         except (OSError, SyntaxError, ValueError) as error:  # Pillow's three ways to say "broken"
             raise InputError(
-                f"cannot decode '{relative}' under '{self.root}' ({len(data)} bytes): {error}; "
-                "fetch the file again"
+                f"cannot decode '{relative}' under '{self.root}' ({len(data)} bytes): {error}; fetch the file again"
             ) from error
         return picture
 

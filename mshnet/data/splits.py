@@ -86,9 +86,7 @@ def without_novel(
     forbidden = set(novel)
     unknown = next((image_id for image_id, _ in pairs if image_id not in present), None)
     if unknown is not None:
-        raise InputError(
-            f"image {unknown!r} of the split lists is not in the data: give the lists of this data set"
-        )
+        raise InputError(f"image {unknown!r} of the split lists is not in the data: give the lists of this data set")
     return tuple((i, c) for i, c in pairs if forbidden.isdisjoint(present[i]))
 
 

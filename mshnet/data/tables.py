@@ -26,9 +26,7 @@ EPISODE_SCHEMA = pa.schema(
 PAIR_SCHEMA = pa.schema([("image_row", pa.int32()), ("class_id", pa.int32())])
 
 
-def write_episodes(
-    uri: str, store: ImageStore, fold: int, shot: int, splits: Mapping[str, Sequence[Episode]]
-) -> None:
+def write_episodes(uri: str, store: ImageStore, fold: int, shot: int, splits: Mapping[str, Sequence[Episode]]) -> None:
     """One table of all splits' episodes, in order."""
     rows = [
         {

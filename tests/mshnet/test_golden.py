@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import pytest
 import torch
@@ -36,21 +37,17 @@ class Outcome:
     eval_loss: float
 
 
-_weights: tuple[str, dict[str, Tensor]] = ("", {})
-
-
-def weights(case: GoldenCase) -> dict[str, Tensor]:
-    """The case's state, kept for the other implementation's turn; nothing writes to it in eval mode."""
-    global _weights
-    if _weights[0] != case.name:
-        _weights = (case.name, case.state(REFERENCE))
-    return _weights[1]
+@lru_cache(maxsize=1)
+def case_and_state(name: str) -> tuple[GoldenCase, dict[str, Tensor]]:
+    """Kept for the other implementation's turn: making the weights takes longer than the network."""
+    case = golden.load_case(name, REFERENCE)
+    return case, case.state(REFERENCE)
 
 
 @torch.no_grad()
-def run_fast(case: GoldenCase) -> Outcome:
+def run_fast(case: GoldenCase, state: dict[str, Tensor]) -> Outcome:
     config = ModelConfig(backbone=case.backbone, similarity=case.similarity)
-    model = published.build(config, weights(case)).eval()
+    model = published.build(config, state).eval()
     query, supports = normalise(case.tensor("query_image")), normalise(case.tensor("support_images"))
     masks = case.tensor("support_masks").float()
     merged: dict[int, Tensor] = {}
@@ -72,9 +69,9 @@ def run_fast(case: GoldenCase) -> Outcome:
 
 
 @torch.no_grad()
-def run_slow(case: GoldenCase) -> Outcome:
+def run_slow(case: GoldenCase, state: dict[str, Tensor]) -> Outcome:
     """The reference that other tests trust must itself be right."""
-    found = slow_mshnet.forward(weights(case), *case.inputs(torch.float32), case.backbone)
+    found = slow_mshnet.forward(state, *case.inputs(torch.float32), case.backbone)
     return Outcome(
         case=case,
         cosine=found.cosine,
@@ -97,7 +94,7 @@ RUNS = {"fast": run_fast, "slow": run_slow}
 def outcome(request: pytest.FixtureRequest) -> Outcome:
     """One implementation on one case, computed once for all tests of this module."""
     run, name = request.param
-    return RUNS[run](golden.load_case(name, REFERENCE))
+    return RUNS[run](*case_and_state(name))
 
 
 def distance(found: Tensor, expected: Tensor) -> float:

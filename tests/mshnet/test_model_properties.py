@@ -14,9 +14,9 @@ from tests.mshnet import published
 SHOTS = 3
 
 
-@pytest.fixture(scope="module", params=["both", "cosine", "prototype"])
-def model(request: pytest.FixtureRequest) -> MSHNet:
-    config = ModelConfig(backbone="resnet18", similarity=request.param)
+@pytest.fixture(scope="module")
+def model() -> MSHNet:
+    config = ModelConfig(backbone="resnet18", similarity="both")
     return published.build(config, published.seeded(config, salt="properties")).double().eval()
 
 

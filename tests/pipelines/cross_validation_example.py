@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 
-from mshnet.visualize import class_bars, episode_panel, learning_curves, png_bytes
+from mshnet.visualize import class_bars, episode_panel, foreground_iou, learning_curves, png_bytes
 from pipelines.results import BASELINES, CrossValidation, EpisodeOutcome, EpochRecord, FoldResult, Score, mean
 
 CLASSES = [
@@ -25,8 +25,8 @@ def score(names: list[str], miou: float, fb_iou: float) -> Score:
     return Score(miou=miou, fb_iou=fb_iou, class_iou=values, episodes=1000)
 
 
-def panel(fold: int, size: tuple[int, int], miss: int, class_name: str, note: str) -> bytes:
-    """An episode of discs on a gradient; the prediction misses the disc by `miss` pixels."""
+def panel(fold: int, size: tuple[int, int], miss: int, class_name: str, note: str) -> tuple[bytes, float]:
+    """An episode of discs on a gradient and its IoU; the prediction misses the disc by `miss` pixels."""
     height, width = size
     y, x = np.mgrid[:height, :width]
 
@@ -42,10 +42,8 @@ def panel(fold: int, size: tuple[int, int], miss: int, class_name: str, note: st
     truth[disc(width * 0.55, height * 0.5, height * 0.33) & ~wanted] = 255
     found = disc(width * 0.55 + miss, height * 0.5, height * 0.3)
     support = disc(width * 0.35, height * 0.45, height * 0.25)
-    drawn = episode_panel(
-        picture(wanted, 200), truth, found, [(picture(support, 150), support)], class_name, note
-    )
-    return png_bytes(drawn)
+    drawn = episode_panel(picture(wanted, 200), truth, found, [(picture(support, 150), support)], class_name, note)
+    return png_bytes(drawn), foreground_iou(truth, found)
 
 
 def fold_result(fold: int, epochs: int) -> tuple[FoldResult, dict[str, bytes]]:
@@ -66,18 +64,16 @@ def fold_result(fold: int, epochs: int) -> tuple[FoldResult, dict[str, bytes]]:
         for epoch in range(1, epochs + 1)
     ]
     panels, pictures = [], {}
-    for position, (rank, miss) in enumerate(
-        [("best", 2), ("best", 4), ("median", 22), ("median", 26), ("worst", 90)]
-    ):
+    for position, (rank, miss) in enumerate([("best", 2), ("best", 4), ("median", 22), ("median", 26), ("worst", 90)]):
         class_name = names[position]
         name = f"panel-{rank}-{position}.png"
-        pictures[f"fold{fold}/{name}"] = panel(fold, (150, 200), miss, class_name, f"{rank} of 1000")
+        pictures[f"fold{fold}/{name}"], iou = panel(fold, (150, 200), miss, class_name, f"{rank} of 1000")
         panels.append(
             EpisodeOutcome(
                 query=f"2007_00{fold}{position:03d}",
                 supports=[f"2008_00{fold}{position:03d}"],
                 class_name=class_name,
-                iou=max(0.0, 1 - miss / 90),
+                iou=iou,
                 picture=name,
                 rank=rank,
             )

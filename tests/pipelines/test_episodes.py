@@ -14,9 +14,7 @@ from tests.conftest import needs_shared
 
 
 def _run(*flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pipelines.episodes", *flags], capture_output=True, text=True
-    )
+    return subprocess.run([sys.executable, "-m", "pipelines.episodes", *flags], capture_output=True, text=True)
 
 
 @needs_shared
@@ -26,9 +24,7 @@ def test_prints_the_published_episodes(dataset: str, fold: int, shot: int, share
     done = _run("--split-lists", str(shared / "reference/splits"), *flags)
     assert done.returncode == 0, done.stderr
     printed = json.loads(done.stdout)
-    official = json.loads(
-        gzip.decompress((shared / "reference/episodes/official_test_episodes.json.gz").read_bytes())
-    )
+    official = json.loads(gzip.decompress((shared / "reference/episodes/official_test_episodes.json.gz").read_bytes()))
     assert len(printed) == 1000
     assert printed[:250] == official[f"{dataset}_fold{fold}_{shot}shot"]
 

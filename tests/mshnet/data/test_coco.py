@@ -182,9 +182,7 @@ def _79_categories(content: dict[str, Any]) -> None:
         (lambda c: c["annotations"][0].pop("category_id"), "is not in COCO's instance format: KeyError"),
     ],
 )
-def test_broken_annotations_name_file_and_annotation(
-    edit: Edit, message: str, coco_root: Path, copy_of: Copy
-) -> None:
+def test_broken_annotations_name_file_and_annotation(edit: Edit, message: str, coco_root: Path, copy_of: Copy) -> None:
     source = _broken(copy_of(coco_root), edit)
     with pytest.raises(InputError, match=f"instances_val2014.json.*{message}"):
         source.records()

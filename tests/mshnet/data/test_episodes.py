@@ -25,9 +25,7 @@ PAIRS: list[Pair] = [(f"image{i}", c) for c in range(5) for i in range(4 + 3 * c
 
 @pytest.fixture(scope="module")
 def official(shared: Path) -> Any:
-    return json.loads(
-        gzip.decompress((shared / "reference/episodes/official_test_episodes.json.gz").read_bytes())
-    )
+    return json.loads(gzip.decompress((shared / "reference/episodes/official_test_episodes.json.gz").read_bytes()))
 
 
 @needs_shared
@@ -58,9 +56,7 @@ def test_published_supports_may_repeat(shared: Path) -> None:
 
 def test_published_needs_k_plus_one_images() -> None:
     pairs = [pair for pair in PAIRS if pair != ("image3", 0)]  # three aeroplanes left
-    with pytest.raises(
-        InputError, match=r"needs 4 images or more for 3-shot episodes; too few: aeroplane \(3\);"
-    ):
+    with pytest.raises(InputError, match=r"needs 4 images or more for 3-shot episodes; too few: aeroplane \(3\);"):
         published_episodes("pascal", pairs, 0, 3)
     drawn = published_episodes("pascal", pairs, 0, 3, count=90, skip_small_classes=True)
     assert {e.class_id for e in drawn} == {1, 2, 3, 4}
@@ -158,6 +154,12 @@ def test_the_order_of_training_is_pinned() -> None:
         Episode("image14", ("image13", "image7"), 4),
         Episode("image7", ("image5", "image6"), 2),
     ]
+
+
+def test_neighbouring_large_seeds_differ() -> None:
+    """A seed above 2^63 must not pass through a float, where neighbours are the same."""
+    drawn = [TrainingSampler(PAIRS, range(5), 1, seed, 50) for seed in (2**64 - 1, 2**64 - 2)]
+    assert [drawn[0].episode(0, i) for i in range(50)] != [drawn[1].episode(0, i) for i in range(50)]
 
 
 def test_small_classes_in_training() -> None:

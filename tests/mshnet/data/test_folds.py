@@ -62,9 +62,7 @@ def test_held_out_classes_are_base_classes_and_follow_the_seed() -> None:
     assert held_out_base_classes("pascal", 0, 0, 0) == ()
 
 
-@pytest.mark.parametrize(
-    ("fold", "message"), [(7, "fold must be 0..3, got 7"), (-1, "fold must be 0..3, got -1")]
-)
+@pytest.mark.parametrize(("fold", "message"), [(7, "fold must be 0..3, got 7"), (-1, "fold must be 0..3, got -1")])
 def test_a_fold_that_is_none(fold: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
         novel_classes("pascal", fold)

@@ -58,9 +58,7 @@ def test_real_images(shared: Path) -> None:
 def test_without_aug_masks_the_command_that_builds_them_is_named(voc_root: Path, copy_of: Copy) -> None:
     root = copy_of(voc_root)
     (root / "SegmentationClassAug").rename(root / "SegmentationClass")
-    with pytest.raises(
-        DatasetNotFoundError, match=r"no SegmentationClassAug.*python -m mshnet.data.sbd --voc"
-    ):
+    with pytest.raises(DatasetNotFoundError, match=r"no SegmentationClassAug.*python -m mshnet.data.sbd --voc"):
         VocSource(str(root)).records()
 
 
@@ -89,9 +87,7 @@ def test_a_listed_image_without_mask(voc_root: Path, copy_of: Copy) -> None:
 def test_a_mask_without_image(voc_root: Path, copy_of: Copy) -> None:
     root = copy_of(voc_root)
     (root / "JPEGImages/shapes_000003.jpg").unlink()
-    with pytest.raises(
-        InputError, match=r"needs a file JPEGImages/\*.jpg.*: 1 missing, first 'shapes_000003'"
-    ):
+    with pytest.raises(InputError, match=r"needs a file JPEGImages/\*.jpg.*: 1 missing, first 'shapes_000003'"):
         VocSource(str(root)).records()
 
 
@@ -104,9 +100,7 @@ def _with_mask(root: Path, mask: Image.Image) -> tuple[VocSource, int]:
 def test_a_mask_of_another_size(voc_root: Path, copy_of: Copy) -> None:
     root = copy_of(voc_root)
     source, row = _with_mask(root, Image.new("L", (40, 30)))
-    with pytest.raises(
-        InputError, match=r"'SegmentationClassAug/shapes_000004.png' is 40×30 px, .* is \d+×\d+ px"
-    ):
+    with pytest.raises(InputError, match=r"'SegmentationClassAug/shapes_000004.png' is 40×30 px, .* is \d+×\d+ px"):
         source.load(source.records()[row])
 
 

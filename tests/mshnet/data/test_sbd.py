@@ -98,9 +98,7 @@ def test_existing_files_of_other_content_are_not_overwritten(archives: Archives)
 def test_missing_archives(archives: Archives, tmp_path: Path) -> None:
     with pytest.raises(DatasetNotFoundError, match=r"no VOC 2012 under .*looked for JPEGImages, Seg"):
         build_aug_masks(tmp_path / "nowhere", archives[1])
-    with pytest.raises(
-        DatasetNotFoundError, match=r"no SBD under .*looked for cls .*benchmark_RELEASE/dataset"
-    ):
+    with pytest.raises(DatasetNotFoundError, match=r"no SBD under .*looked for cls .*benchmark_RELEASE/dataset"):
         build_aug_masks(archives[0], tmp_path / "nowhere")
 
 
@@ -115,9 +113,7 @@ def test_broken_inputs_are_named(archives: Archives) -> None:
     with pytest.raises(InputError, match=r"shapes_000020.mat': KeyError"):
         build_aug_masks(*archives)
     _write_mat(mat, np.full((64, 64), 21, dtype=np.uint8))
-    with pytest.raises(
-        InputError, match=r"shapes_000020.mat' must be a map of labels 0..20, found values \[21\]"
-    ):
+    with pytest.raises(InputError, match=r"shapes_000020.mat' must be a map of labels 0..20, found values \[21\]"):
         build_aug_masks(*archives)
     _write_mat(mat, np.zeros((9, 9), dtype=np.uint8))
     with pytest.raises(InputError, match=r"shapes_000020.jpg' is \d+×\d+ px, its mask 9×9 px"):
@@ -129,9 +125,7 @@ def test_broken_inputs_are_named(archives: Archives) -> None:
         build_aug_masks(*archives)
     image.with_suffix(".away").rename(image)
     (voc / "SegmentationClass/shapes_000005.png").unlink()
-    with pytest.raises(
-        InputError, match=r"every image of val.txt needs its mask .*: 1 missing, first shapes_000005"
-    ):
+    with pytest.raises(InputError, match=r"every image of val.txt needs its mask .*: 1 missing, first shapes_000005"):
         build_aug_masks(*archives)
 
 

@@ -75,9 +75,7 @@ def test_a_truncated_jpeg_is_named(dataset: str, voc_root: Path, coco_root: Path
 
 
 @pytest.mark.parametrize("dataset", ["shapes", "coco"])
-def test_a_text_file_instead_of_a_jpeg_is_named(
-    dataset: str, voc_root: Path, coco_root: Path, copy_of: Copy
-) -> None:
+def test_a_text_file_instead_of_a_jpeg_is_named(dataset: str, voc_root: Path, coco_root: Path, copy_of: Copy) -> None:
     root = copy_of(voc_root if dataset == "shapes" else coco_root)
     source = open_source(dataset, str(root))
     record = source.records()[0]
@@ -95,9 +93,7 @@ def test_the_fingerprint_follows_content_not_place(
     before = open_source(dataset, str(original)).fingerprint()
     assert open_source(dataset, str(root)).fingerprint() == before
     assert len(before) == 64
-    listed = root / (
-        "ImageSets/Segmentation/val.txt" if dataset == "shapes" else "annotations/instances_val2014.json"
-    )
+    listed = root / ("ImageSets/Segmentation/val.txt" if dataset == "shapes" else "annotations/instances_val2014.json")
     listed.write_text(listed.read_text() + "\n")
     changed = open_source(dataset, str(root)).fingerprint()
     assert changed != before

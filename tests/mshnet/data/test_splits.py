@@ -54,9 +54,7 @@ def test_pascal_counts(
         (3, 14315, 12640, 141016, 73808),
     ],
 )
-def test_coco_counts(
-    fold: int, val: int, val_images: int, train: int, train_images: int, shared: Path
-) -> None:
+def test_coco_counts(fold: int, val: int, val_images: int, train: int, train_images: int, shared: Path) -> None:
     lists = read_split_lists("coco", str(shared / "reference/splits"), fold)
     assert (len(lists.val), len({i for i, _ in lists.val})) == (val, val_images)
     assert (len(lists.train), len({i for i, _ in lists.train})) == (train, train_images)
@@ -93,15 +91,11 @@ def test_pascal_lists_in_file_order(tmp_path: Path) -> None:
     assert read_split_lists("pascal", str(tmp_path), 3).origin == before
 
 
-@pytest.mark.parametrize(
-    "line", ["2007_000033", "2007_000033__06", "2007_000033__x", "__01", "2007_000033__00"]
-)
+@pytest.mark.parametrize("line", ["2007_000033", "2007_000033__06", "2007_000033__x", "__01", "2007_000033__00"])
 def test_a_line_that_is_none_of_the_fold(line: str, tmp_path: Path) -> None:
     _write_pascal(tmp_path)
     (tmp_path / "val/fold0.txt").write_text(f"2007_000032__01\n{line}\n")
-    with pytest.raises(
-        InputError, match=r"val/fold0.txt' line 2 must be IMAGE__CLASS with class 1\.\.5, got"
-    ):
+    with pytest.raises(InputError, match=r"val/fold0.txt' line 2 must be IMAGE__CLASS with class 1\.\.5, got"):
         read_split_lists("pascal", str(tmp_path), 0)
 
 

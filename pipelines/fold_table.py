@@ -1,0 +1,136 @@
+"""The fold table: ours, the baselines, and the paper's row for the same setting, as rows and as text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipelines import paper_numbers
+from pipelines.results import BASELINES, CrossValidation, FoldResult
+
+LABELS = {
+    "trained": "MSHNet, trained",
+    "untrained": "same network, untrained",
+    "foreground": "everything is foreground",
+    "prototype": "prototype matching, no training",
+}
+NO_PAPER_ROW = "not in the paper"
+NOTHING = "–"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableRow:
+    """One row of the fold table: mIoU in % per fold, their mean, FB-IoU; None where there is no number."""
+
+    key: str
+    label: str
+    values: tuple[float | None, ...]
+
+    @property
+    def cells(self) -> list[str]:
+        """The values as text."""
+        return [percent(value) for value in self.values]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    """How one thing was done here and in the paper."""
+
+    name: str
+    here: str
+    paper: str
+
+
+def percent(value: float | None) -> str:
+    """A number already in %, to one decimal; a dash where there is none."""
+    return NOTHING if value is None or not math.isfinite(value) else f"{value:.1f}"
+
+
+def table_header(result: CrossValidation) -> list[str]:
+    """Column names of the fold table, the first column's left out."""
+    return [*(f"fold {fold.fold}" for fold in result.folds), "mean", "FB-IoU"]
+
+
+def table_rows(result: CrossValidation) -> list[TableRow]:
+    """The trained network, the baselines that were measured, the paper's row if it has one."""
+    ours = [100 * fold.score.miou for fold in result.folds]
+    rows = [_row("trained", [*ours, 100 * result.mean_miou, 100 * result.mean_fb_iou])]
+    for key in BASELINES:
+        scores = [fold.baselines.get(key) for fold in result.folds]
+        if any(scores):
+            by_fold = [None if score is None else 100 * score.miou for score in scores]
+            fb_iou = _mean([None if score is None else 100 * score.fb_iou for score in scores])
+            rows.append(_row(key, [*by_fold, _mean(by_fold), fb_iou]))
+    paper = paper_row(result)
+    if paper:
+        by_fold = [paper.fold_miou[fold.fold] for fold in result.folds]
+        whole = len(by_fold) == len(paper.fold_miou)
+        values = [*by_fold, paper.mean_miou if whole else _mean(by_fold), paper.fb_iou if whole else None]
+        rows.append(TableRow(key="paper", label=f"paper, table {paper.table}", values=tuple(values)))
+    return rows
+
+
+def _row(key: str, values: Sequence[float | None]) -> TableRow:
+    return TableRow(key=key, label=LABELS[key], values=tuple(values))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def paper_row(result: CrossValidation) -> paper_numbers.PaperRow | None:
+    """The paper's row for this run's data set, backbone, similarity and shot."""
+    return paper_numbers.paper_row(result.dataset, result.backbone, result.similarity, result.shot)
+
+
+def facts(result: CrossValidation) -> list[Fact]:
+    """What has to agree before two numbers can be compared."""
+    folds = result.folds
+    there = paper_row(result) is not None
+    pairs = [
+        ("test episodes", _by_fold(folds, [f.protocol for f in folds]), paper_numbers.PROTOCOL),
+        ("checkpoint", _by_fold(folds, [f.selection for f in folds]), paper_numbers.SELECTION),
+        ("split lists", _by_fold(folds, [f.split_lists for f in folds]), paper_numbers.SPLIT_LISTS),
+        ("masks", result.mask_mode, paper_numbers.MASK_MODES.get(result.dataset, NOTHING)),
+        ("image size", f"{result.image_size_px} px", f"{paper_numbers.IMAGE_SIZE_PX} px"),
+        (
+            "learnable parameters",
+            f"{result.learnable_parameters:,}",
+            paper_numbers.PARAMETERS.get(result.similarity, NOTHING),
+        ),
+    ]
+    return [Fact(name=name, here=here, paper=paper if there else NO_PAPER_ROW) for name, here, paper in pairs]
+
+
+def _by_fold(folds: Sequence[FoldResult], values: Sequence[str]) -> str:
+    if len(set(values)) <= 1:
+        return values[0] if values else NOTHING
+    return "; ".join(f"fold {fold.fold}: {value}" for fold, value in zip(folds, values, strict=True))
+
+
+def setting(result: CrossValidation) -> str:
+    """The run in one line."""
+    similarity = "both similarities" if result.similarity == "both" else f"{result.similarity} similarity"
+    return (
+        f"{result.dataset}, {result.backbone}, {similarity}, {result.shot}-shot, {result.image_size_px} px, "
+        f"{len(result.folds)} of 4 folds"
+    )
+
+
+def fold_table_text(result: CrossValidation) -> str:
+    """The fold table for a terminal: mIoU in % per fold, mean, FB-IoU; the paper's row last."""
+    header, rows = table_header(result), table_rows(result)
+    width = max(len(label) for label in [*(row.label for row in rows), "mIoU, %"])
+    columns = [max(6, len(name)) for name in header]
+
+    def line(label: str, cells: Sequence[str]) -> str:
+        return f"{label:<{width}}" + "".join(f"  {c:>{w}}" for c, w in zip(cells, columns, strict=True))
+
+    rule = "-" * (width + sum(columns) + 2 * len(columns))
+    lines = [setting(result), rule, line("mIoU, %", header), rule]
+    lines += [line(row.label, row.cells) for row in rows]
+    if not paper_row(result):
+        lines.append(f"{'paper':<{width}}  {NO_PAPER_ROW}")
+    return "\n".join([*lines, rule])

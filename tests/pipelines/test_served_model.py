@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from mshnet import ModelConfig, MSHNet, checkpoint
+from mshnet.data.transforms import normalise
+from pipelines.served_model import FewShotSegmenter, encode, input_example
+from pipelines.tracking import Tracker
+
+SIDE = 65
+
+
+@pytest.fixture(scope="module")
+def model() -> MSHNet:
+    torch.manual_seed(0)
+    return MSHNet(ModelConfig(backbone="resnet18")).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(model: MSHNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    checkpoint.save_model(model, str(folder), {"image_size_px": SIDE})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def segmenter(folder: Path) -> FewShotSegmenter:
+    class Context:
+        artifacts = {"model": str(folder)}  # noqa: RUF012
+
+    segmenter = FewShotSegmenter()
+    segmenter.load_context(Context())  # type: ignore[arg-type]
+    return segmenter
+
+
+def decoded(text: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
+
+
+def noise(height: int, width: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def episode(shots: int = 2) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
+    supports = [noise(70 + 10 * i, 50, 10 + i) for i in range(shots)]
+    masks = [np.zeros(support.shape[:2], dtype=np.uint8) for support in supports]
+    for mask in masks:
+        mask[20:50, 10:30] = 255
+    return noise(48, 80, 1), supports, masks
+
+
+def frame(query: np.ndarray, supports: list[np.ndarray], masks: list[np.ndarray]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "query": [encode(query)],
+            "supports": [json.dumps([encode(support) for support in supports])],
+            "masks": [json.dumps([encode(mask) for mask in masks])],
+        }
+    )
+
+
+def expected_mask(model: MSHNet, query: np.ndarray, supports: list[np.ndarray], masks: list[np.ndarray]) -> np.ndarray:
+    """The same by hand: resize as in training, run, resize the low logits to the query's own size."""
+
+    def small(pixels: np.ndarray) -> torch.Tensor:
+        resized = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+        return normalise(torch.from_numpy(np.array(resized)).permute(2, 0, 1))
+
+    def small_mask(mask: np.ndarray) -> torch.Tensor:
+        rows = np.arange(SIDE) * mask.shape[0] // SIDE
+        columns = np.arange(SIDE) * mask.shape[1] // SIDE
+        return torch.from_numpy((mask[rows][:, columns] > 0).astype(np.float32))
+
+    with torch.no_grad():
+        low = model(
+            small(query)[None],
+            torch.stack([small(support) for support in supports])[None],
+            torch.stack([small_mask(mask) for mask in masks])[None],
+        ).logits_low
+        size = query.shape[:2]
+        logits = torch.nn.functional.interpolate(low, size=size, mode="bilinear", align_corners=True)
+    return np.asarray(logits[0].argmax(0).numpy() * 255)
+
+
+def test_a_prediction_is_the_network_s_mask_at_the_query_s_own_size(segmenter: FewShotSegmenter, model: MSHNet) -> None:
+    query, supports, masks = episode()
+    out = segmenter.predict(None, frame(query, supports, masks))
+    found = decoded(out["mask"][0])
+    assert (found.shape, found.dtype, out.columns.tolist()) == ((48, 80), np.uint8, ["mask"])
+    wanted = expected_mask(model, query, supports, masks)
+    assert 0 < (wanted > 0).mean() < 1, "a mask worth comparing"
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_rows_are_independent_and_may_have_other_shots(segmenter: FewShotSegmenter) -> None:
+    one, two = frame(*episode(1)), frame(*episode(3))
+    both = segmenter.predict(None, pd.concat([one, two], ignore_index=True))["mask"].tolist()
+    assert both == [segmenter.predict(None, each)["mask"][0] for each in (one, two)]
+
+
+def test_the_registered_model_is_loaded_by_its_alias_and_predicts(folder: Path, model: MSHNet, tmp_path: Path) -> None:
+    import mlflow.pyfunc
+    from mlflow.tracking import _tracking_service
+
+    tracker = Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "e")
+    run = tracker.start_parent("cv", {}, {}, "key")
+    version = tracker.register(
+        "mshnet",
+        run,
+        folder / checkpoint.WEIGHTS_FILE,
+        checkpoint.read_config(str(folder)),
+        0.5,
+        "published",
+        0,
+        "fold 0",
+    )
+    assert tracker.promote("mshnet", version, "published", 0.5, alias="fold0")
+    source = tracker._client().get_model_version_by_alias("mshnet", "fold0").source
+    loaded: Any = mlflow.pyfunc.load_model(source)
+    query, supports, masks = episode()
+    found = decoded(loaded.predict(frame(query, supports, masks))["mask"][0])
+    np.testing.assert_array_equal(found, expected_mask(model, query, supports, masks))
+    shown = decoded(loaded.predict(loaded.input_example)["mask"][0])
+    assert shown.shape == decoded(input_example()["query"][0]).shape[:2]
+    assert _tracking_service.utils._tracking_uri is None, "no process-wide tracking URI was set"
+    with pytest.raises(Exception, match="supports"):  # the signature's own check
+        loaded.predict(frame(query, supports, masks).drop(columns="supports"))
+
+
+def changed(**columns: Any) -> pd.DataFrame:
+    data = frame(*episode())
+    for name, value in columns.items():
+        data[name] = [value]
+    return data
+
+
+GOOD_MASK = encode(np.ones((70, 50), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (changed().drop(columns=["masks", "query"]), "missing query, masks"),
+        (changed(query="%%%"), "row 0, query: expected base64 text"),
+        (changed(query=None), "row 0, query: expected base64 text"),
+        (changed(query=base64.b64encode(b"GIF89a").decode()), "row 0, query: expected a whole PNG or JPEG"),
+        (changed(query=encode(noise(40, 40, 0))[:2000]), "row 0, query: expected a whole PNG or JPEG"),
+        (changed(supports="not json"), r"row 0, supports: expected a JSON list"),
+        (changed(supports="[]", masks="[]"), r"row 0, supports: expected a JSON list of one or more"),
+        (changed(supports="[1, 2]"), r"row 0, supports: expected a JSON list of one or more"),
+        (changed(masks=json.dumps([GOOD_MASK])), "one mask per support, got 2 supports and 1 masks"),
+        (changed(masks=json.dumps([GOOD_MASK] * 2)), r"row 0: masks\[1\] is 50×70 px but its image 50×80 px"),
+        (changed(masks=json.dumps([GOOD_MASK, encode(noise(80, 50, 0))])), r"masks\[1\]: expected one channel"),
+    ],
+)
+def test_bad_input_is_named_by_row_and_column(segmenter: FewShotSegmenter, data: pd.DataFrame, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        segmenter.predict(None, data)
+
+
+def test_a_jpeg_is_a_query_but_not_a_mask(segmenter: FewShotSegmenter) -> None:
+    def jpeg(pixels: np.ndarray) -> str:
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, format="JPEG")
+        return base64.b64encode(file.getvalue()).decode()
+
+    query, _, masks = episode()
+    out = segmenter.predict(None, changed(query=jpeg(query)))
+    assert decoded(out["mask"][0]).shape == (48, 80)
+    with pytest.raises(ValueError, match=r"row 0, masks\[0\]: expected a PNG, got JPEG"):
+        segmenter.predict(None, changed(masks=json.dumps([jpeg(mask) for mask in masks])))
