@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,11 +25,13 @@ from typing import Any
 
 from mshnet.errors import InputError
 from pipelines.results import EpochRecord
+from pipelines.tracking_uri import absolute, artifact_location, sqlite_file
 
 LOG = logging.getLogger(__name__)
 
 KEY_TAG = "mshnet.key"
 RESUBMITTED_TAG = "mshnet.resubmitted_with"
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # without it the UI lists no training runs
 LONGEST_PARAM = 500  # what the oldest servers in use accept
 PER_BATCH = 100  # params in one log_batch request, MLflow's limit
 STATUSES = ("FINISHED", "FAILED", "KILLED")
@@ -44,15 +46,13 @@ class Tracker:
     experiment: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tracking_uri", _checked_uri(self.tracking_uri))
+        object.__setattr__(self, "tracking_uri", absolute(self.tracking_uri))
         if not self.experiment.strip():
             raise InputError("the experiment needs a name, got an empty one")
 
     # Runs -----------------------------------------------------------------------------------------------
 
-    def start_parent(
-        self, name: str, params: Mapping[str, Any], tags: Mapping[str, str], resume_key: str
-    ) -> str:
+    def start_parent(self, name: str, params: Mapping[str, Any], tags: Mapping[str, str], resume_key: str) -> str:
         """Run id of the cross-validation's run; the one started before under the same key is reopened."""
         return self._start(name, params, dict(tags), resume_key)
 
@@ -99,9 +99,7 @@ class Tracker:
         for start in range(0, len(new), PER_BATCH):
             client.log_batch(run_id, params=new[start : start + PER_BATCH], synchronous=True)
         changed = {key: value for key, value in wanted.items() if known.get(key, value) != value}
-        if (
-            changed
-        ):  # MLflow's params are written once; a resubmission on other hardware must not fail on that
+        if changed:  # MLflow's params are written once; a resubmission on other hardware must not fail on that
             client.set_tag(run_id, RESUBMITTED_TAG, json.dumps(changed))
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
@@ -132,7 +130,8 @@ class Tracker:
         """End a run: FINISHED, FAILED or KILLED."""
         if status not in STATUSES:
             raise InputError(f"status must be one of {', '.join(STATUSES)}, got {status!r}")
-        self._client().set_terminated(run_id, status)
+        with redirect_stdout(sys.stderr):  # on a server MLflow prints links, and stdout is for results
+            self._client().set_terminated(run_id, status)
 
     # Registry -------------------------------------------------------------------------------------------
 
@@ -179,19 +178,18 @@ class Tracker:
             "data_fingerprint": data_fingerprint,
         }
         model = self._log_model(run_id, weights, config, tags)
-        version = client.create_model_version(
-            model_name,
-            model.artifact_location,  # "models:/ID" would be looked up at MLflow's global tracking URI
-            run_id,
-            tags=tags,
-            description=description,
-            model_id=model.model_id,
-        )
+        with _quiet("mlflow"):
+            version = client.create_model_version(
+                model_name,
+                model.artifact_location,  # "models:/ID" would be looked up at MLflow's global tracking URI
+                run_id,
+                tags=tags,
+                description=description,
+                model_id=model.model_id,
+            )
         return str(version.version)
 
-    def promote(
-        self, model_name: str, version: str, protocol: str, score: float, alias: str = "champion"
-    ) -> bool:
+    def promote(self, model_name: str, version: str, protocol: str, score: float, alias: str = "champion") -> bool:
         """Point `alias` at `version` if that is an improvement; True where the alias points there afterwards.
 
         It moves where no version has it, or where that version was scored by the same protocol and lower.
@@ -202,9 +200,7 @@ class Tracker:
         if str(holder_version) == str(version):
             return True
         if math.isnan(score):
-            LOG.warning(
-                "%s version %s has no score: alias %r does not move to it", model_name, version, alias
-            )
+            LOG.warning("%s version %s has no score: alias %r does not move to it", model_name, version, alias)
             return False
         if holder_version is not None:
             holder = client.get_model_version(model_name, str(holder_version))
@@ -241,7 +237,10 @@ class Tracker:
         found = client.get_experiment_by_name(self.experiment)
         if found is None:
             try:
-                return str(client.create_experiment(self.experiment, _artifact_location(self.tracking_uri)))
+                made = client.create_experiment(
+                    self.experiment, artifact_location(self.tracking_uri), tags=EXPERIMENT_TAGS
+                )
+                return str(made)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
@@ -259,9 +258,7 @@ class Tracker:
         query = f"tags.`{KEY_TAG}` = '{_quotable(resume_key)}'"
         if parent := tags.get("mlflow.parentRunId"):
             query += f" and tags.`mlflow.parentRunId` = '{_quotable(parent)}'"
-        found = client.search_runs(
-            [experiment_id], query, max_results=1, order_by=["attributes.start_time ASC"]
-        )
+        found = client.search_runs([experiment_id], query, max_results=1, order_by=["attributes.start_time ASC"])
         if found:
             run_id = str(found[0].info.run_id)
             client.update_run(run_id, status="RUNNING", name=name)
@@ -280,15 +277,11 @@ class Tracker:
 
         client = self._client()
         experiment_id = client.get_run(run_id).info.experiment_id
-        model = client.create_logged_model(
-            experiment_id, "model", run_id, tags, model_type="few-shot-segmentation"
-        )
+        model = client.create_logged_model(experiment_id, "model", run_id, tags, model_type="few-shot-segmentation")
         try:
             with tempfile.TemporaryDirectory() as scratch:
                 local = Path(scratch, "logged")
-                identity = Model(
-                    model.artifact_location, run_id, model_uuid=model.model_id, model_id=model.model_id
-                )
+                identity = Model(model.artifact_location, run_id, model_uuid=model.model_id, model_id=model.model_id)
                 with _quiet("mlflow"):
                     served_model.save(local, weights, config, identity)
                 client.log_model_artifacts(model.model_id, str(local))
@@ -307,9 +300,7 @@ def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
             flat |= flattened(value, f"{prefix}{key}.")
         else:
             text = value if isinstance(value, str) else json.dumps(value, default=str)
-            flat[_name(f"{prefix}{key}")] = (
-                text if len(text) <= LONGEST_PARAM else text[: LONGEST_PARAM - 1] + "…"
-            )
+            flat[_name(f"{prefix}{key}")] = text if len(text) <= LONGEST_PARAM else text[: LONGEST_PARAM - 1] + "…"
     return flat
 
 
@@ -337,31 +328,6 @@ def _context_tags() -> dict[str, str]:
     }
 
 
-def _sqlite_file(uri: str) -> Path | None:
-    return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
-
-
-def _checked_uri(uri: str) -> str:
-    """The URI, with a SQLite file's path made absolute: workers run in other folders than the driver."""
-    file = _sqlite_file(uri)
-    if file is not None:
-        shared = str(file) not in (".", ":memory:")
-    else:
-        shared = "://" in uri and not uri.startswith(("file:", "sqlite:"))
-    if not shared:
-        raise InputError(
-            f"expected a tracking URI such as sqlite:///mlflow.db or http://HOST:5000, got {uri!r} "
-            "(a plain folder or a database in memory cannot be shared by many processes)"
-        )
-    return uri if file is None else uri.replace(str(file), str(file.expanduser().resolve()), 1)
-
-
-def _artifact_location(tracking_uri: str) -> str | None:
-    """`mlartifacts` beside a SQLite file (MLflow's default is the working folder); a server decides."""
-    file = _sqlite_file(tracking_uri)
-    return file.with_name("mlartifacts").as_uri() if file else None
-
-
 @cache
 def _migrate_sqlite(tracking_uri: str) -> None:
     """Make or migrate a SQLite file, one process at a time; MLflow's own lock lets several do it at once."""
@@ -369,7 +335,7 @@ def _migrate_sqlite(tracking_uri: str) -> None:
 
     from mlflow import MlflowClient
 
-    file = _sqlite_file(tracking_uri)
+    file = sqlite_file(tracking_uri)
     if file is None:
         return
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,15 @@ SIDE = 65
 
 @pytest.fixture(scope="module")
 def model() -> MSHNet:
+    """Random weights, the head's bias set so that about half of `episode()`'s query is object."""
     torch.manual_seed(0)
-    return MSHNet(ModelConfig(backbone="resnet18")).eval()
+    model = MSHNet(ModelConfig(backbone="resnet18")).eval()
+    with torch.no_grad():
+        logits = low_logits(model, *episode())[0]
+        bias = model.relation.pyramid.head[-1].bias
+        assert isinstance(bias, torch.Tensor)
+        bias[1] -= (logits[1] - logits[0]).median()
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +77,8 @@ def frame(query: np.ndarray, supports: list[np.ndarray], masks: list[np.ndarray]
     )
 
 
-def expected_mask(model: MSHNet, query: np.ndarray, supports: list[np.ndarray], masks: list[np.ndarray]) -> np.ndarray:
-    """The same by hand: resize as in training, run, resize the low logits to the query's own size."""
+def low_logits(model: MSHNet, query: np.ndarray, supports: list[np.ndarray], masks: list[np.ndarray]) -> torch.Tensor:
+    """The network by hand: everything resized as in training."""
 
     def small(pixels: np.ndarray) -> torch.Tensor:
         resized = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
@@ -82,13 +90,19 @@ def expected_mask(model: MSHNet, query: np.ndarray, supports: list[np.ndarray], 
         return torch.from_numpy((mask[rows][:, columns] > 0).astype(np.float32))
 
     with torch.no_grad():
-        low = model(
+        prediction = model(
             small(query)[None],
             torch.stack([small(support) for support in supports])[None],
             torch.stack([small_mask(mask) for mask in masks])[None],
-        ).logits_low
-        size = query.shape[:2]
-        logits = torch.nn.functional.interpolate(low, size=size, mode="bilinear", align_corners=True)
+        )
+    low: torch.Tensor = prediction.logits_low
+    return low
+
+
+def expected_mask(model: MSHNet, query: np.ndarray, supports: list[np.ndarray], masks: list[np.ndarray]) -> np.ndarray:
+    """The argmax of the low logits resized to the query's own size."""
+    low = low_logits(model, query, supports, masks)
+    logits = torch.nn.functional.interpolate(low, size=query.shape[:2], mode="bilinear", align_corners=True)
     return np.asarray(logits[0].argmax(0).numpy() * 255)
 
 
@@ -98,7 +112,7 @@ def test_a_prediction_is_the_network_s_mask_at_the_query_s_own_size(segmenter: F
     found = decoded(out["mask"][0])
     assert (found.shape, found.dtype, out.columns.tolist()) == ((48, 80), np.uint8, ["mask"])
     wanted = expected_mask(model, query, supports, masks)
-    assert 0 < (wanted > 0).mean() < 1, "a mask worth comparing"
+    assert 0.2 < (wanted > 0).mean() < 0.8, "a mask worth comparing"
     np.testing.assert_array_equal(found, wanted)
 
 

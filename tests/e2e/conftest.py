@@ -1,0 +1,75 @@
+"""The real commands on small generated data, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mshnet.data.shapes import write_voc
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SMALL = (
+    "--image-size-px 65 --min-object-px 100 --backbone resnet18 --backbone-weights random --epochs 2 "
+    "--episodes-per-epoch 24 --learning-rate 0.02 --validation-episodes 12 --held-out-classes 2 "
+    "--protocol balanced --evaluation-episodes 20 --threshold-episodes 10 --panels-each 1 "
+    "--images-per-shard 60 --feature-cache-gib 1"
+).split()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left: exit code and both streams."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def result(self) -> Any:
+        """The JSON of the last line on stdout."""
+        return json.loads(self.stdout.strip().splitlines()[-1])
+
+
+def start(command: Sequence[str], cwd: Path) -> subprocess.Popen[str]:
+    """A Python command of the project, as a user would start it."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
+    return subprocess.Popen(
+        [sys.executable, *command],
+        cwd=cwd,
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(command: Sequence[str], cwd: Path, timeout_s: float = 500) -> Outcome:
+    """Start a command and wait for its end."""
+    process = start(command, cwd)
+    try:
+        stdout, stderr = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return Outcome(process.returncode, stdout, stderr)
+
+
+def cross_validate(*flags: str) -> list[str]:
+    """The job's command line."""
+    return [str(REPOSITORY / "pipelines" / "cross_validate.py"), *flags]
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small generated data set in the VOC layout."""
+    root = tmp_path_factory.mktemp("data") / "shapes"
+    write_voc(root, images=160, size_px=80, seed=1)
+    return root

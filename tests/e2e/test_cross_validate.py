@@ -1,0 +1,154 @@
+"""The whole job, and what is left of it after a second submission and after a killed worker."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pipelines.tracking import Tracker
+from tests.e2e.conftest import SMALL, Outcome, cross_validate, run, start
+
+pytestmark = pytest.mark.e2e
+
+
+class Job:
+    """One store and tracker, shared by the tests that look at the same run."""
+
+    def __init__(self, root: Path, source: Path) -> None:
+        self.root = root
+        self.flags = [
+            "--dataset", "pascal", "--source", str(source), "--store", "store", "--folds", "0", "2",
+            "--tracking-uri", "sqlite:///mlflow.db", *SMALL,
+        ]  # fmt: skip
+
+    def submit(self, *more: str) -> Outcome:
+        return run(cross_validate(*self.flags, *more), self.root)
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Job:
+    return Job(tmp_path_factory.mktemp("job"), pictures)
+
+
+@pytest.fixture(scope="module")
+def planned(job: Job) -> Outcome:
+    """Before anything ran."""
+    return job.submit("--dry-run")
+
+
+@pytest.fixture(scope="module")
+def first(job: Job, planned: Outcome) -> Outcome:
+    """The first submission."""
+    outcome = job.submit()
+    assert outcome.code == 0, outcome.stderr[-3000:]
+    return outcome
+
+
+def test_a_dry_run_names_every_stage_and_writes_nothing(job: Job, planned: Outcome) -> None:
+    assert planned.code == 0, planned.stderr[-3000:]
+    stages = planned.result["run"]
+    assert stages[:3] == ["preprocess 1/3", "preprocess 2/3", "preprocess 3/3"]
+    assert {"train fold 0", "evaluate fold 2", "register fold 2", "report"} <= set(stages)
+    assert planned.result["done"] == []
+
+
+def test_the_last_line_is_the_fold_table(job: Job, first: Outcome) -> None:
+    result = first.result
+    assert [fold["fold"] for fold in result["folds"]] == [0, 2]
+    for fold in result["folds"]:
+        assert 0 <= fold["miou"] <= 1
+        assert 0.02 < fold["foreground_miou"] < 0.6
+        assert {"untrained_miou", "prototype_miou", "fb_iou", "run_id", "model_version"} <= set(fold)
+    mean = sum(fold["miou"] for fold in result["folds"]) / 2
+    assert math.isclose(result["mean_miou"], mean, rel_tol=1e-12)
+    assert Path(result["report"]).read_text().count("<img") >= 6
+    assert "MSHNet" in first.stderr
+
+
+def test_the_tracker_holds_parent_children_curves_and_versions(job: Job, first: Outcome) -> None:
+    from mlflow import MlflowClient
+
+    client: Any = MlflowClient(f"sqlite:///{job.root}/mlflow.db")
+    parent = client.get_run(first.result["parent_run_id"])
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics["mean/miou"] == pytest.approx(first.result["mean_miou"])
+    assert parent.data.params["training.learning_rate"] == "0.02"
+    for fold in first.result["folds"]:
+        child = client.get_run(fold["run_id"])
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert child.data.metrics["test/miou"] == pytest.approx(fold["miou"])
+        losses = client.get_metric_history(fold["run_id"], "train/loss")
+        assert [point.step for point in losses] == [1, 2]
+        version = client.get_model_version_by_alias(first.result["registered_model"], f"fold{fold['fold']}")
+        assert version.version == fold["model_version"]
+
+
+def test_submitting_again_does_nothing_anew(job: Job, first: Outcome) -> None:
+    models = {path: path.stat().st_mtime_ns for path in job.root.glob("store/folds/*/model/*")}
+    assert len(models) == 4
+    again = job.submit()
+    assert again.code == 0, again.stderr[-3000:]
+    assert again.result == first.result
+    assert {path: path.stat().st_mtime_ns for path in job.root.glob("store/folds/*/model/*")} == models
+
+
+def test_a_lost_shard_is_made_again_and_nothing_else(job: Job, first: Outcome) -> None:
+    shard = sorted(job.root.glob("store/images/*/images-*.arrow"))[0]
+    content = shard.read_bytes()
+    shard.unlink()
+    outcome = run(["-m", "pipelines.preprocess", *job.flags], job.root)
+    assert outcome.code == 0, outcome.stderr[-3000:]
+    assert shard.read_bytes() == content
+
+
+def test_a_registered_model_loads_and_segments(job: Job, first: Outcome) -> None:
+    import torch
+
+    from mshnet.checkpoint import load_model
+
+    (folder,) = job.root.glob("store/folds/pascal-fold0-*/model")
+    model = load_model(str(folder))
+    logits = model(torch.zeros(1, 3, 65, 65), torch.zeros(1, 1, 3, 65, 65), torch.ones(1, 1, 65, 65)).logits
+    assert logits.shape == (1, 2, 65, 65)
+    assert torch.isfinite(logits).all()
+
+
+def test_a_killed_worker_leaves_the_weights_as_they_would_have_been(job: Job, first: Outcome, tmp_path: Path) -> None:
+    flags = [*job.flags, "--folds", "0", "--store", "store", "--checkpoint-every-steps", "1"]
+    process = start(["-m", "pipelines.train", *flags], tmp_path)
+    killed = _kill_a_worker_after_a_checkpoint(process, tmp_path)
+    stdout, stderr = process.communicate(timeout=500)
+    assert process.returncode == 0, stderr[-3000:]
+    assert killed
+    assert "going on from update" in stdout + stderr
+    (disturbed,) = tmp_path.glob("store/folds/pascal-fold0-*/model/model.safetensors")
+    (undisturbed,) = job.root.glob("store/folds/pascal-fold0-*/model/model.safetensors")
+    assert disturbed.read_bytes() == undisturbed.read_bytes()
+
+
+def _kill_a_worker_after_a_checkpoint(process: subprocess.Popen[str], root: Path) -> bool:
+    deadline = time.monotonic() + 400
+    while time.monotonic() < deadline and process.poll() is None:
+        if any(root.glob("store/folds/*/run/checkpoint_*/progress.json")):
+            for child in psutil.Process(process.pid).children(recursive=True):
+                if "RayTrainWorker" in child.name() or "RayTrainWorker" in " ".join(child.cmdline()):
+                    child.kill()
+                    return True
+        time.sleep(0.05)  # polling a condition with a deadline
+    return False
+
+
+def test_two_workers_share_the_global_batch(job: Job, first: Outcome, tmp_path: Path) -> None:
+    flags = [*job.flags, "--folds", "0", "--epochs", "1", "--workers", "2"]
+    outcome = run(["-m", "pipelines.train", *flags], tmp_path)
+    assert outcome.code == 0, outcome.stderr[-3000:]
+    (epoch,) = outcome.result["history"]
+    assert epoch["step"] == 3
+    assert 0 < epoch["loss"] < 3
+    assert outcome.result["train_episodes"] == 24
