@@ -100,4 +100,5 @@ def _before_last_relu(
     else:
         out = block.bn2(block.conv2(out))
     shortcut = x if block.downsample is None else block.downsample(x)
-    return out + shortcut
+    summed: Tensor = out + shortcut
+    return summed

@@ -40,7 +40,7 @@ def train_step(
             f"the loss is {float(losses.total)} for queries {batch.query_rows} of classes {batch.class_ids}"
         )
     optimizer.zero_grad(set_to_none=True)
-    losses.total.backward()  # type: ignore[no-untyped-call]
+    losses.total.backward()
     optimizer.step()
     return Losses(*(loss.detach() for loss in losses))
 

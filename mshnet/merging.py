@@ -37,8 +37,9 @@ class BlockConv(nn.Module):
         """
         if self.training:
             return torch.stack([self.local(self.layers(shot)) for shot in similarity.unbind(1)]).mean(0)
-        merged: Tensor = self.local(self.layers(similarity.flatten(0, 1)))
-        return merged.unflatten(0, similarity.shape[:2]).mean(1)
+        merged = self.local(self.layers(similarity.flatten(0, 1)))
+        mean: Tensor = merged.unflatten(0, similarity.shape[:2]).mean(1)
+        return mean
 
 
 class AtrousShotConv(nn.Module):

@@ -35,7 +35,8 @@ def cosine_similarity(
 
 
 def _unit(x: Tensor, dim: int) -> Tensor:
-    return x / (x.norm(dim=dim, keepdim=True) + _EPSILON)
+    unit: Tensor = x / (x.norm(dim=dim, keepdim=True) + _EPSILON)
+    return unit
 
 
 class GenerativePrototypeSimilarity(nn.Module):

@@ -149,7 +149,7 @@ def learning_curves(histories: Mapping[str, Curve]) -> bytes:
     Without any validation there is one chart only.
     """
     validated = any(miou is not None for curve in histories.values() for _, _, miou in curve)
-    figure = _figure(width=9.0, height=3.2)
+    figure = _figure(width=9.0 if validated else 5.2, height=3.2)
     charts = figure.subplots(1, 2 if validated else 1, squeeze=False)[0]
     for colour, (name, curve) in zip(_cycle(FOLD_COLOURS, len(histories)), histories.items(), strict=True):
         style = {"color": colour, "label": name, "marker": "o", "markersize": 3, "linewidth": 1.6}
@@ -176,7 +176,7 @@ def class_bars(scores: Mapping[str, Mapping[str, float]]) -> bytes:
     first = next(iter(scores.values()))
     classes = sorted({name for series in scores.values() for name in series}, key=lambda name: first.get(name, -1.0))
     thickness = 0.8 / len(scores)
-    figure = _figure(width=5.8, height=1.0 + max(1, len(classes)) * (0.16 * len(scores) + 0.16))
+    figure = _figure(width=5.8, height=1.0 + max(1, len(classes)) * (0.12 * len(scores) + 0.16))
     axes = figure.subplots()
     colours = _cycle(FOLD_COLOURS, len(scores))
     for rank, (series_name, series) in enumerate(scores.items()):

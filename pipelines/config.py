@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import tyro
 
@@ -184,9 +184,7 @@ class JobArguments:
     """A JSON file of a configuration (or part of one), replayed; flags win over it."""
     dry_run: bool = False
     """Print the graph, what is done and what would run, and stop."""
-    cross_validation: tyro.conf.OmitArgPrefixes[CrossValidationConfig] = field(
-        default_factory=CrossValidationConfig
-    )
+    cross_validation: CrossValidationConfig = field(default_factory=CrossValidationConfig)
 
 
 T = TypeVar("T", bound=JobArguments)
@@ -206,11 +204,12 @@ def parse(kind: type[T], argv: Sequence[str] | None, prog: str, description: str
         if chosen["config"]:
             defaults = replay(defaults, _read_json(chosen["config"]))
         return tyro.cli(
-            Annotated[kind, tyro.conf.OmitArgPrefixes],  # type: ignore[valid-type]
+            kind,
             args=argv,
             prog=prog,
             description=description,
             default=kind(cross_validation=defaults),
+            config=(tyro.conf.OmitArgPrefixes,),
         )
     except InputError as error:
         print(f"{prog}: {error}", file=sys.stderr)

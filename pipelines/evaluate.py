@@ -209,7 +209,7 @@ def _ranked(iou: np.ndarray, queries: Sequence[str], each: int) -> list[tuple[st
     chosen: list[tuple[str, int]] = []
     shown: set[str] = set()
     for rank, candidates in (("best", order), ("median", middle), ("worst", order[::-1])):
-        fresh = []
+        fresh: list[tuple[str, int]] = []
         for index in candidates:
             if len(fresh) < each and queries[index] not in shown:
                 shown.add(queries[index])

@@ -18,8 +18,6 @@ from pipelines.dag import Stage
 from pipelines.preprocess import Scan
 from pipelines.tracking import Tracker
 
-LOCAL_PLACES = ("source", "store", "split_lists")
-
 
 @dataclass(frozen=True)
 class Runs:
@@ -66,14 +64,18 @@ def build(
 
 def resolved(config: CrossValidationConfig) -> CrossValidationConfig:
     """The configuration with local places made absolute: workers have another working directory."""
-    places = {name: storage.absolute(getattr(config, name)) for name in LOCAL_PLACES}
-    weights = config.backbone_weights
-    if weights not in ("imagenet", "random"):
-        places["backbone_weights"] = storage.absolute(weights)
-    scheme, _, path = config.tracking_uri.partition(":///")
+    weights, tracking = config.backbone_weights, config.tracking_uri
+    scheme, _, path = tracking.partition(":///")
     if scheme == "sqlite" and not path.startswith("/"):
-        places["tracking_uri"] = f"sqlite:///{os.path.abspath(path)}"
-    return replace(config, **places)
+        tracking = f"sqlite:///{os.path.abspath(path)}"
+    return replace(
+        config,
+        source=storage.absolute(config.source),
+        store=storage.absolute(config.store),
+        split_lists=storage.absolute(config.split_lists),
+        backbone_weights=weights if weights in ("imagenet", "random") else storage.absolute(weights),
+        tracking_uri=tracking,
+    )
 
 
 def weights_id(config: CrossValidationConfig) -> str:
@@ -140,7 +142,6 @@ def run(
     """Everything between parsing and printing. Raises InputError before anything expensive starts."""
     from pipelines.cluster import connected
 
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     weights = weights_id(config)
     scanned = preprocess.scan(config)
     if dry_run:

@@ -92,7 +92,7 @@ class _ShardIsThere:
     folder: str
 
     def __call__(self, result: Mapping[str, Any]) -> bool:
-        return storage.size_bytes(storage.join(self.folder, result["name"])) == result["size_bytes"]
+        return storage.size_bytes(storage.join(self.folder, result["name"])) == int(result["size_bytes"])
 
 
 @dataclass(frozen=True)

@@ -213,7 +213,7 @@ def report(result: str, out: str) -> None:
     """Write the report of a stored cross-validation again.
 
     Args:
-        result: File or URI of a cross-validation's result.json, its pictures in fold0/ ... beside it.
+        result: File or URI of the cross_validation.json of a job's report, its pictures in fold0/ ... beside it.
         out: Folder for report.html, report.md and the pictures.
     """
     from pipelines import storage
@@ -221,7 +221,9 @@ def report(result: str, out: str) -> None:
     try:
         loaded = CrossValidation.from_json(storage.read_bytes(result))
     except FileNotFoundError as error:
-        raise InputError(f"no result at {result!r}; give the result.json that cross_validate wrote") from error
+        raise InputError(
+            f"no result at {result!r}; give the cross_validation.json that a job wrote beside its report"
+        ) from error
     html, markdown = write_report(loaded, dict(_stored_pictures(loaded, result)), out)
     print(fold_table_text(loaded))
     print(json.dumps({"html": str(html), "markdown": str(markdown)}))

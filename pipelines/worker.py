@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -145,7 +146,7 @@ class _Worker:
 
     def _syncs_batch_norm(self) -> bool:
         # PyTorch synchronises batch norm on GPUs only.
-        return self.world_size > 1 and self.device.type == "cuda"
+        return bool(self.world_size > 1 and self.device.type == "cuda")
 
     def run(self) -> None:
         while self.progress.step < self.training.epochs * self.training.steps_per_epoch:
@@ -210,6 +211,7 @@ class _Worker:
             print(
                 f"fold {self.drawn.fold}: epoch {epoch + 1}/{training.epochs}, loss {total:.4f}, "
                 f"{record.episodes_per_s:.1f} episodes/s{tail}",
+                file=sys.stderr,
                 flush=True,
             )
         self._report(score=float(epoch) if validated is None else validated)
@@ -294,7 +296,7 @@ class _Worker:
         self.bare.load_state_dict(state["relation"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.rank == 0:
-            print(f"fold {self.drawn.fold}: going on from update {progress.step}", flush=True)
+            print(f"fold {self.drawn.fold}: going on from update {progress.step}", file=sys.stderr, flush=True)
         return progress
 
 

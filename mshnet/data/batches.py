@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import UInt8
@@ -45,6 +45,7 @@ class EpisodeBatch:
         return len(self.class_ids)
 
 
+@runtime_checkable  # the tests' run-time shape check needs isinstance
 class EpisodeSequence(Protocol):
     """Episodes by position: a stored list, or a sampler bound to its epoch."""
 
@@ -92,7 +93,7 @@ def load_batches(
     """Batches at the given positions, in order, read by `processes` loader processes (0: this one)."""
     loader: DataLoader[EpisodeBatch] = DataLoader(
         dataset,
-        batch_sampler=[list(batch) for batch in positions],  # type: ignore[arg-type]
+        batch_sampler=[list(batch) for batch in positions],
         collate_fn=join,
         num_workers=processes,
         # Forking a process that holds Ray's and torch's threads can hang.

@@ -13,7 +13,7 @@ import os
 import posixpath
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import fsspec
@@ -89,10 +89,14 @@ class Manifest:
             source_fingerprint=data["source_fingerprint"],
             class_names=tuple(data["class_names"]),
             mask_mode=data["mask_mode"],
-            format=ImageFormat(**data["format"]),
-            shards=tuple(Shard(**shard) for shard in data["shards"]),
+            format=ImageFormat(**_known(ImageFormat, data["format"])),
+            shards=tuple(Shard(**_known(Shard, shard)) for shard in data["shards"]),
             images_per_class=data["images_per_class"],
         )
+
+
+def _known(kind: type[ImageFormat | Shard], data: Mapping[str, Any]) -> dict[str, Any]:
+    return {f.name: data[f.name] for f in fields(kind) if f.name in data}
 
 
 def encode_row(image_id: str, subset: str, labelled: LabelledImage, format: ImageFormat) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def test_the_tracker_holds_parent_children_curves_and_versions(job: Job, first: 
         losses = client.get_metric_history(fold["run_id"], "train/loss")
         assert [point.step for point in losses] == [1, 2]
         version = client.get_model_version_by_alias(first.result["registered_model"], f"fold{fold['fold']}")
-        assert version.version == fold["model_version"]
+        assert str(version.version) == fold["model_version"]
 
 
 def test_submitting_again_does_nothing_anew(job: Job, first: Outcome) -> None:

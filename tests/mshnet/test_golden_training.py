@@ -67,9 +67,7 @@ def training(request: pytest.FixtureRequest) -> Training:
         loss = segmentation_loss(prediction, case.query_mask, inner_weight=weight).total
         loss.backward()
         losses.append(loss.item())
-        norms = norms or {
-            name: gradient.norm().item() for name, gradient in published.gradients(model).items()
-        }
+        norms = norms or {name: gradient.norm().item() for name, gradient in published.gradients(model).items()}
         optimizer.step()
     model.eval()
     with torch.no_grad():

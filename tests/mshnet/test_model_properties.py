@@ -44,14 +44,10 @@ def relative_distance(x: Tensor, y: Tensor) -> float:
     return float((x - y).abs().max() / y.abs().max())
 
 
-def test_copies_of_one_support_equal_that_support_alone(
-    model: MSHNet, batch: tuple[Tensor, Tensor, Tensor]
-) -> None:
+def test_copies_of_one_support_equal_that_support_alone(model: MSHNet, batch: tuple[Tensor, Tensor, Tensor]) -> None:
     query, supports, masks = batch
     alone = logits(model, query, supports[:, :1], masks[:, :1])
-    copies = logits(
-        model, query, supports[:, :1].repeat(1, SHOTS, 1, 1, 1), masks[:, :1].repeat(1, SHOTS, 1, 1)
-    )
+    copies = logits(model, query, supports[:, :1].repeat(1, SHOTS, 1, 1, 1), masks[:, :1].repeat(1, SHOTS, 1, 1))
     assert relative_distance(copies, alone) <= tolerances.SAME_COMPUTATION.bound
     other = logits(model, query, supports[:, 1:2], masks[:, 1:2])
     assert relative_distance(other, alone) > 1e-4  # another support does change the answer
@@ -67,9 +63,7 @@ def test_shot_order_is_irrelevant(model: MSHNet, batch: tuple[Tensor, Tensor, Te
     assert relative_distance(mismatched, expected) > 1e-4  # masks must move with their images
 
 
-def test_an_episode_does_not_depend_on_its_neighbours(
-    model: MSHNet, batch: tuple[Tensor, Tensor, Tensor]
-) -> None:
+def test_an_episode_does_not_depend_on_its_neighbours(model: MSHNet, batch: tuple[Tensor, Tensor, Tensor]) -> None:
     query, supports, masks = batch
     together = logits(model, query, supports, masks)
     for b in range(len(query)):

@@ -33,7 +33,6 @@ def test_learnable_parameters(backbone: str, similarity: str) -> None:
 def test_dropout_adds_none() -> None:
     with torch.device("meta"):
         counts = {
-            sum(p.numel() for p in MSHNet(ModelConfig(dropout=dropout)).relation.parameters())
-            for dropout in (0.0, 0.2)
+            sum(p.numel() for p in MSHNet(ModelConfig(dropout=dropout)).relation.parameters()) for dropout in (0.0, 0.2)
         }
     assert counts == {COUNTS["resnet50", "both"]}

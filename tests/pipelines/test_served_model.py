@@ -122,10 +122,13 @@ def test_rows_are_independent_and_may_have_other_shots(segmenter: FewShotSegment
     assert both == [segmenter.predict(None, each)["mask"][0] for each in (one, two)]
 
 
-def test_the_registered_model_is_loaded_by_its_alias_and_predicts(folder: Path, model: MSHNet, tmp_path: Path) -> None:
+def test_the_registered_model_is_loaded_by_its_alias_and_predicts(
+    folder: Path, model: MSHNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import mlflow.pyfunc
     from mlflow.tracking import _tracking_service
 
+    monkeypatch.setattr(sys, "path", [*sys.path])  # MLflow prepends the model's code folder
     tracker = Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "e")
     run = tracker.start_parent("cv", {}, {}, "key")
     version = tracker.register(

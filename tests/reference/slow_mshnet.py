@@ -88,9 +88,7 @@ def batch_norm(x: Tensor, state: State, name: str, training: bool) -> Tensor:
     return normal * state[f"{name}.weight"][:, None, None] + state[f"{name}.bias"][:, None, None]
 
 
-def conv_bn_relu(
-    x: Tensor, state: State, conv_name: str, bn_name: str, training: bool, dilation: int = 1
-) -> Tensor:
+def conv_bn_relu(x: Tensor, state: State, conv_name: str, bn_name: str, training: bool, dilation: int = 1) -> Tensor:
     return batch_norm(conv(x, state, conv_name, dilation), state, bn_name, training).clamp(min=0)
 
 
@@ -248,9 +246,7 @@ def attention(x: Tensor, state: State, name: str) -> Tensor:
     return (1 / (1 + torch.exp(-score)))[:, :, None, None]
 
 
-def merging_block(
-    cosine: Tensor | None, prototype: Tensor | None, state: State, level: int, training: bool
-) -> Tensor:
+def merging_block(cosine: Tensor | None, prototype: Tensor | None, state: State, level: int, training: bool) -> Tensor:
     """(B, K, L, h, w) of one level -> (B, 256, h, w)."""
     name = f"merge.conv{level - 1}"
     parts = []

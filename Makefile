@@ -1,0 +1,53 @@
+# On a fresh machine each target sets up what it needs; `make` alone lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+READY := .venv/.installed
+CACHES := .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
+PORT ?= 5000
+ARGS ?=
+
+.PHONY: help setup cross-validate test check format ui lock clean clean-venv clean-outputs
+
+help: ## List the targets
+	@echo "make TARGET [ARGS='...'] [PYTHON=python3.12]"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## Make .venv from requirements.lock (every target below does it where needed)
+
+$(READY): requirements.lock pyproject.toml
+	@infra/setup.sh
+
+cross-validate: $(READY) ## Cross-validate, on generated data unless ARGS say otherwise; ends with the fold table
+	$(BIN)/python pipelines/cross_validate.py $(ARGS)
+
+test: check ## The static checks, then the tests (ARGS go to pytest)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY) ## Lint, format, types and import directions only
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy --strict
+	$(BIN)/lint-imports
+
+format: $(READY) ## Format the code and mend what the linter can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+ui: $(READY) ## MLflow's pages for outputs/mlflow.db, on this machine only (PORT=5000)
+	@test -f outputs/mlflow.db || { echo "no outputs/mlflow.db yet: run make cross-validate first" >&2; exit 1; }
+	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui \
+		--host 127.0.0.1 --port $(PORT) --backend-store-uri "sqlite:///$(CURDIR)/outputs/mlflow.db"
+
+lock: ## Write requirements.lock from .venv, after installing what pyproject.toml asks for
+	@infra/setup.sh lock
+
+clean: ## Remove caches and build leftovers
+	rm -rf $(CACHES)
+	find mshnet pipelines tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+clean-venv: clean ## Remove .venv too
+	rm -rf .venv
+
+clean-outputs: ## Remove outputs/: generated data, stores, checkpoints, reports and MLflow's database
+	rm -rf outputs

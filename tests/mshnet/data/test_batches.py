@@ -1,0 +1,99 @@
+"""Episodes as batches: the store's own pixels in place, the same whoever loads them."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from mshnet.data.batches import EpisodeBatch, EpisodeDataset, join, load_batches
+from mshnet.data.episodes import Episode
+from mshnet.data.store import ImageStore
+from tests.mshnet.data.stored import noise_image, write_store
+
+EPISODES = [
+    Episode("c", ("a", "d"), 2),
+    Episode("a", ("b", "c"), 0),
+    Episode("d", ("b", "a"), 2),
+    Episode("b", ("d", "d"), 0),
+    Episode("a", ("c", "d"), 1),  # a class that none of them shows
+]
+POSITIONS = [[0, 1], [3], [4, 2]]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> ImageStore:
+    images = {name: noise_image(seed, 40 + 5 * seed, 60) for seed, name in enumerate("abcd")}
+    return write_store(str(tmp_path_factory.mktemp("store")), images)
+
+
+def assert_same(found: EpisodeBatch, expected: EpisodeBatch) -> None:
+    for field in fields(EpisodeBatch):
+        x, y = getattr(found, field.name), getattr(expected, field.name)
+        if isinstance(x, Tensor):
+            assert x.dtype == y.dtype
+            assert torch.equal(x, y), field.name
+        else:
+            assert x == y, field.name
+
+
+def test_a_batch_holds_the_stores_pixels(store: ImageStore) -> None:
+    (batch,) = load_batches(EpisodeDataset(store, EPISODES), [[0, 1, 3]])
+    assert len(batch) == 3
+    shapes = {
+        "query_images": (3, 3, 65, 65),
+        "query_masks": (3, 65, 65),
+        "support_images": (3, 2, 3, 65, 65),
+        "support_masks": (3, 2, 65, 65),
+    }
+    for name, shape in shapes.items():
+        tensor = getattr(batch, name)
+        assert (tuple(tensor.shape), tensor.dtype) == (shape, torch.uint8)
+    assert batch.class_ids == (2, 0, 0)
+    assert batch.query_rows == (2, 0, 1)
+    assert batch.support_rows == ((0, 3), (1, 2), (3, 3))
+    for i, (query, supports, class_id) in enumerate(
+        zip(batch.query_rows, batch.support_rows, batch.class_ids, strict=True)
+    ):
+        assert torch.equal(batch.query_images[i], store.image(query))
+        assert torch.equal(batch.query_masks[i], store.mask(query, class_id, with_ignore=True))
+        for k, row in enumerate(supports):
+            assert torch.equal(batch.support_images[i, k], store.image(row))
+            assert torch.equal(batch.support_masks[i, k], store.mask(row, class_id))
+
+
+def test_ignored_pixels_are_kept_in_queries_only(store: ImageStore) -> None:
+    (batch,) = load_batches(EpisodeDataset(store, EPISODES), [[0, 1, 2, 3]])
+    assert batch.query_masks.unique().tolist() == [0, 1, 255]
+    assert batch.support_masks.unique().tolist() == [0, 1]
+    assert all((mask == 255).sum() > 65 for mask in batch.query_masks)
+    (absent,) = load_batches(EpisodeDataset(store, EPISODES), [[4]])
+    assert absent.query_masks.unique().tolist() == [0, 255]
+    assert absent.support_masks.sum() == 0
+
+
+def test_batches_come_in_the_order_asked_for(store: ImageStore) -> None:
+    dataset = EpisodeDataset(store, EPISODES)
+    found = list(load_batches(dataset, POSITIONS))
+    assert [batch.class_ids for batch in found] == [(2, 0), (0,), (1, 2)]
+    for batch, positions in zip(found, POSITIONS, strict=True):
+        assert_same(batch, join([dataset[position] for position in positions]))
+    moved = found[0].to(torch.device("cpu"))
+    assert_same(moved, found[0])
+
+
+def test_loader_processes_change_nothing(store: ImageStore) -> None:
+    dataset = EpisodeDataset(store, EPISODES)
+    alone, shared = list(load_batches(dataset, POSITIONS)), list(load_batches(dataset, POSITIONS, processes=2))
+    assert len(alone) == len(shared) == len(POSITIONS)
+    for found, expected in zip(shared, alone, strict=True):
+        assert_same(found, expected)
+
+
+def test_reading_an_unsealed_store_fails_at_once(tmp_path: Path) -> None:
+    store = write_store(str(tmp_path), {"a": noise_image(0)})
+    with pytest.raises(ValueError, match="expected image 'b' in the store"):
+        EpisodeDataset(store, [Episode("a", ("b",), 0)])[0]

@@ -1,0 +1,298 @@
+"""The episode store: what goes in comes out, by the pixel; what is damaged or of another kind is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from mshnet.config import ImageFormat
+from mshnet.data.pascal import VocSource
+from mshnet.data.source import LabelledImage
+from mshnet.data.store import MANIFEST, SCHEMA, ImageStore, encode_row, write_atomically, write_shard
+from mshnet.errors import DatasetNotFoundError, InputError
+from tests.mshnet.data.stored import PNG_65, noise_image, write_store
+
+NAMES = ("a", "b", "c", "d", "e")
+
+
+@pytest.fixture(scope="module")
+def images() -> dict[str, LabelledImage]:
+    """Five images of different sizes, the last without an ignore mask and without an object."""
+    images = {name: noise_image(seed, 50 + seed, 70 + 3 * seed) for seed, name in enumerate(NAMES)}
+    images["e"] = replace(images["e"], masks={}, ignore=None)
+    return images
+
+
+@pytest.fixture(scope="module")
+def sealed(images: dict[str, LabelledImage], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of the images in shards of 3 and 2. Read only."""
+    root = tmp_path_factory.mktemp("store")
+    write_store(str(root), images)
+    return root
+
+
+@pytest.fixture
+def broken(sealed: Path, copy_of: Callable[[Path], Path]) -> Path:
+    """A copy to break."""
+    return copy_of(sealed)
+
+
+def nearest(mask: np.ndarray, side: int) -> torch.Tensor:
+    """The pixel at floor(i * size / side) in each direction, written without torch's resize."""
+    rows, columns = (np.arange(side) * size // side for size in mask.shape)
+    return torch.from_numpy(mask[np.ix_(rows, columns)].astype(np.uint8))
+
+
+def test_rows_come_back(sealed: Path, images: dict[str, LabelledImage]) -> None:
+    store = ImageStore(str(sealed))
+    assert store.image_ids == list(NAMES)
+    assert len(store) == 5
+    assert [shard.rows for shard in store.manifest.shards] == [3, 2]
+    assert [store.row(name) for name in NAMES] == [0, 1, 2, 3, 4]
+    expected = [
+        (name, "train", {c: int(mask.sum()) for c, mask in sorted(image.masks.items())})
+        for name, image in images.items()
+    ]
+    assert store.contents() == expected
+    assert expected[0][2][0] == 25 * 35  # the numbers are of the original size, not of the stored one
+    assert (store.manifest.format, store.manifest.class_names) == (PNG_65, ("disc", "bar", "ring"))
+
+
+def test_png_pixels_are_exactly_pillows(sealed: Path, images: dict[str, LabelledImage]) -> None:
+    store = ImageStore(str(sealed))
+    for row, labelled in enumerate(images.values()):
+        resized = Image.fromarray(labelled.image).resize((65, 65), Image.Resampling.BILINEAR)
+        found = store.image(row)
+        assert (found.dtype, tuple(found.shape)) == (torch.uint8, (3, 65, 65))
+        np.testing.assert_array_equal(found.permute(1, 2, 0).numpy(), np.asarray(resized))
+
+
+def test_jpeg_pixels_are_near(tmp_path: Path) -> None:
+    y, x = np.mgrid[:120, :90]
+    smooth = np.stack([x + y, 2 * x, 255 - y], axis=-1).astype(np.uint8)
+    labelled = LabelledImage(image=smooth, masks={}, ignore=None)
+    sizes = {}
+    for quality in (30, 95):
+        format = ImageFormat(image_size_px=65, encoding="jpeg", jpeg_quality=quality)
+        store = write_store(str(tmp_path / str(quality)), {"a": labelled}, format)
+        resized = np.asarray(Image.fromarray(smooth).resize((65, 65), Image.Resampling.BILINEAR)).astype(int)
+        error = np.abs(store.image(0).permute(1, 2, 0).numpy().astype(int) - resized)
+        assert error.mean() < (1.5 if quality == 95 else 6)
+        assert error.max() > 0
+        sizes[quality] = store.manifest.shards[0].size_bytes
+    assert sizes[30] < sizes[95]
+
+
+def test_masks_are_nearest_and_may_overlap(sealed: Path, images: dict[str, LabelledImage]) -> None:
+    store = ImageStore(str(sealed))
+    for row, labelled in enumerate(images.values()):
+        for class_id, mask in labelled.masks.items():
+            found = store.mask(row, class_id)
+            assert found.dtype == torch.uint8
+            assert torch.equal(found, nearest(mask, 65))
+            by_torch = F.interpolate(torch.from_numpy(mask)[None, None].float(), size=(65, 65), mode="nearest")
+            assert torch.equal(found, by_torch[0, 0].to(torch.uint8))
+    both = (store.mask(0, 0) == 1) & (store.mask(0, 2) == 1)
+    assert both.sum() > 100
+    assert store.mask(0, 1).sum() == store.mask(4, 0).sum() == 0  # classes that the image does not show
+
+
+def test_ignored_pixels_on_request_only(sealed: Path, images: dict[str, LabelledImage]) -> None:
+    store = ImageStore(str(sealed))
+    labelled = images["b"]
+    assert labelled.ignore is not None
+    assert (labelled.ignore & labelled.masks[0]).any()  # ignored wins over the class
+    expected = nearest(np.where(labelled.ignore, 255, labelled.masks[0]).astype(np.uint8), 65)
+    assert torch.equal(store.mask(1, 0, with_ignore=True), expected)
+    assert sorted(expected.unique().tolist()) == [0, 1, 255]
+    assert sorted(store.mask(1, 0).unique().tolist()) == [0, 1]
+    assert store.mask(4, 0, with_ignore=True).sum() == 0  # a data set without an ignore label
+
+
+def test_a_shard_is_named_by_its_content(tmp_path: Path) -> None:
+    rows = [encode_row(name, "val", noise_image(seed), PNG_65) for seed, name in enumerate("xy")]
+    first, again = write_shard(rows, str(tmp_path / "1")), write_shard(rows, str(tmp_path / "2"))
+    assert first == again
+    data = (tmp_path / "1" / first.name).read_bytes()
+    assert (tmp_path / "2" / first.name).read_bytes() == data
+    digest = hashlib.sha256(data).hexdigest()
+    assert (first.sha256, first.name) == (digest, f"images-{digest[:16]}.arrow")
+    assert (first.size_bytes, first.rows) == (len(data), 2)
+    rows[1]["subset"] = "train"
+    changed = write_shard(rows, str(tmp_path / "1"))
+    assert changed.name != first.name
+    files = sorted(path.name for path in (tmp_path / "1").iterdir())
+    assert files == sorted([first.name, changed.name])  # nothing half-written is left beside them
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "manifest.json"
+    write_atomically(str(target), b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(str(target), b"new")
+    assert target.read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_pixels_stay_in_the_file(tmp_path: Path) -> None:
+    labelled = {name: noise_image(seed) for seed, name in enumerate(NAMES)}
+    big = write_store(str(tmp_path), labelled, ImageFormat(image_size_px=400, encoding="png"))
+    paths = [tmp_path / shard.name for shard in big.manifest.shards]
+    size = sum(path.stat().st_size for path in paths)
+    del big
+    before = pa.total_allocated_bytes()
+    store = ImageStore(str(tmp_path))
+    assert store.image(4).shape == (3, 400, 400)
+    mapped = pa.total_allocated_bytes() - before
+    read = [pa.ipc.open_file(pa.OSFile(str(path))).read_all() for path in paths]
+    copied = pa.total_allocated_bytes() - before - mapped
+    assert len(read) == 2
+    assert copied > 0.9 * size > 500_000  # what it costs to read the shards instead
+    assert mapped < 0.01 * size
+
+
+def test_a_pickled_store_opens_the_same_files(sealed: Path) -> None:
+    store = ImageStore(str(sealed))
+    data = pickle.dumps(store)
+    assert len(data) < 2000  # where it is and the manifest; no pixels
+    copy: ImageStore = pickle.loads(data)
+    assert (copy.image_ids, copy.manifest) == (store.image_ids, store.manifest)
+    for row in range(len(store)):
+        assert torch.equal(copy.image(row), store.image(row))
+        assert torch.equal(copy.mask(row, 2, with_ignore=True), store.mask(row, 2, with_ignore=True))
+
+
+@pytest.mark.parametrize("scheme", ["file", "memory"])
+def test_any_uri(scheme: str, sealed: Path, tmp_path: Path) -> None:
+    uri = f"file://{tmp_path}/store" if scheme == "file" else "memory://store-test/images"
+    local = ImageStore(str(sealed))
+    fs, root = fsspec.core.url_to_fs(uri)
+    for path in sealed.iterdir():
+        fs.makedirs(root, exist_ok=True)
+        fs.pipe_file(f"{root}/{path.name}", path.read_bytes())
+    store = ImageStore(uri)
+    store.verify()
+    assert store.image_ids == local.image_ids
+    assert torch.equal(store.image(3), local.image(3))
+    assert torch.equal(store.mask(3, 0, with_ignore=True), local.mask(3, 0, with_ignore=True))
+    fs.rm(root, recursive=True)
+
+
+def test_plain_pyarrow_reads_a_shard(sealed: Path, images: dict[str, LabelledImage]) -> None:
+    """Other programs need no code of ours: column names, encoded pictures, one-bit masks."""
+    name = json.loads((sealed / MANIFEST).read_text())["shards"][0]["name"]
+    table = pa.ipc.open_file(pa.memory_map(str(sealed / name))).read_all()
+    assert table.schema == SCHEMA
+    assert table.num_rows == 3
+    row = table.to_pylist()[1]
+    expected = images["b"]
+    assert (row["image_id"], row["height"], row["width"]) == ("b", 51, 73)
+    assert row["class_ids"] == [0, 2]  # ascending, whatever order the reader gave
+    assert Image.open(io.BytesIO(row["image"])).size == (65, 65)
+    for class_id, png, pixels in zip(row["class_ids"], row["masks"], row["pixels"], strict=True):
+        mask = np.asarray(Image.open(io.BytesIO(png)))
+        np.testing.assert_array_equal(mask, expected.masks[class_id])  # lossless, original size
+        assert pixels == expected.masks[class_id].sum()
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(row["ignore"]))), expected.ignore)
+
+
+def test_what_a_real_reader_gives(voc_root: Path, tmp_path: Path) -> None:
+    source = VocSource(str(voc_root), "shapes")
+    labelled = {record.image_id: source.load(record) for record in source.records()[:4]}
+    store = write_store(str(tmp_path), labelled)
+    for row, image in enumerate(labelled.values()):
+        assert image.ignore is not None
+        for class_id, mask in image.masks.items():
+            expected = nearest(np.where(image.ignore, 255, mask).astype(np.uint8), 65)
+            assert torch.equal(store.mask(row, class_id, with_ignore=True), expected)
+
+
+def rewrite_manifest(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    manifest = json.loads((root / MANIFEST).read_text())
+    change(manifest)
+    (root / MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_unknown_keys_are_left_alone(broken: Path) -> None:
+    """A later version may add facts without a new schema version: to the store, to a shard, to the format."""
+    expected = ImageStore(str(broken)).manifest
+
+    def add(manifest: dict[str, Any]) -> None:
+        for part in (manifest, manifest["format"], *manifest["shards"]):
+            part["new_in_a_later_version"] = {"x": 1}
+
+    rewrite_manifest(broken, add)
+    store = ImageStore(str(broken))
+    assert store.manifest == expected
+    assert store.image(0).shape == (3, 65, 65)
+
+
+def test_a_folder_without_a_manifest_is_no_store(broken: Path) -> None:
+    (broken / MANIFEST).unlink()
+    with pytest.raises(DatasetNotFoundError, match=r"no episode store under '.*' \(looked for manifest\.json\)"):
+        ImageStore(str(broken))
+    with pytest.raises(DatasetNotFoundError, match="preprocess first"):
+        ImageStore("memory://no-such-store")
+
+
+@pytest.mark.parametrize("found", [0, 2, "1", None])
+def test_another_schema_version_is_refused(broken: Path, found: object) -> None:
+    rewrite_manifest(broken, lambda manifest: manifest.update(schema=found))
+    with pytest.raises(
+        InputError, match=f"expected an episode store of schema version 1, found {found!r} in .* preprocess again"
+    ):
+        ImageStore(str(broken))
+
+
+def test_a_missing_shard_is_refused(broken: Path) -> None:
+    shard = ImageStore(str(broken)).manifest.shards[1]
+    (broken / shard.name).unlink()
+    with pytest.raises(InputError, match=f"expected shard {shard.name} of {shard.size_bytes} bytes, found none"):
+        ImageStore(str(broken))
+
+
+def test_a_truncated_shard_is_refused(broken: Path) -> None:
+    shard = ImageStore(str(broken)).manifest.shards[0]
+    data = (broken / shard.name).read_bytes()
+    (broken / shard.name).write_bytes(data[:-100])
+    message = f"{shard.name} of {shard.size_bytes} bytes, found {len(data) - 100} bytes in .* preprocess again"
+    with pytest.raises(InputError, match=message):
+        ImageStore(str(broken))
+
+
+def test_verify_finds_one_changed_byte(broken: Path) -> None:
+    store = ImageStore(str(broken))
+    store.verify()
+    shard = store.manifest.shards[1]
+    data = bytearray((broken / shard.name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (broken / shard.name).write_bytes(data)
+    found = hashlib.sha256(data).hexdigest()
+    with pytest.raises(
+        InputError, match=f"expected sha256 {shard.sha256[:12]}… for shard {shard.name}, found {found[:12]}…"
+    ):
+        store.verify()
+
+
+def test_an_unknown_image_is_named(sealed: Path) -> None:
+    with pytest.raises(InputError, match="expected image '2007_000033' in the store .* among 5; give split lists"):
+        ImageStore(str(sealed)).row("2007_000033")
