@@ -48,6 +48,8 @@ class ImageFormat:
     def __post_init__(self) -> None:
         if self.image_size_px < 33:
             raise InputError(f"image_size_px must be 33 or more (the backbone divides by 32), got {self.image_size_px}")
+        if self.encoding not in ("jpeg", "png"):
+            raise InputError(f"encoding must be jpeg or png, got {self.encoding!r}")
         if not 1 <= self.jpeg_quality <= 95:
             raise InputError(f"jpeg_quality must be 1..95, got {self.jpeg_quality}")
 
@@ -88,13 +90,14 @@ class TrainingConfig:
                 f"episodes_per_epoch must be at least global_batch ({self.global_batch}), "
                 f"got {self.episodes_per_epoch}"
             )
-        if self.learning_rate <= 0:
-            raise InputError(f"learning_rate must be above 0, got {self.learning_rate}")
+        if not 0 < self.learning_rate < math.inf:
+            raise InputError(f"learning_rate must be above 0 and finite, got {self.learning_rate}")
         if not 0 <= self.momentum < 1:
             raise InputError(f"momentum must be from 0 to below 1, got {self.momentum}")
-        if self.weight_decay < 0 or self.inner_weight < 0:
+        if not (0 <= self.weight_decay < math.inf and 0 <= self.inner_weight < math.inf):
             raise InputError(
-                f"weight_decay and inner_weight must be 0 or more, got {self.weight_decay} and {self.inner_weight}"
+                "weight_decay and inner_weight must be 0 or more and finite, "
+                f"got {self.weight_decay} and {self.inner_weight}"
             )
         if not 0 < self.decay <= 1:
             raise InputError(f"decay must be above 0 and at most 1, got {self.decay}")

@@ -29,7 +29,7 @@ def stage(
     parent_run_id: str,
 ) -> Stage:
     """Aggregate and report."""
-    key = fingerprint("report", CODE_VERSION, [stage.result for stage in registered], parent_run_id)
+    key = fingerprint("report", CODE_VERSION, [stage.key for stage in registered], parent_run_id)
     folder = storage.join(config.store, "reports", f"{config.dataset}-{config.shot}shot-{key}")
     pictures = {str(f): e.folder for f, e in zip(config.folds, evaluated, strict=True)}
     return Stage(

@@ -30,20 +30,23 @@ def connected(address: str = "") -> Iterator[dict[str, float]]:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it prints every line twice
+    target = address or os.environ.get("RAY_ADDRESS", "")
+    if not target:
+        # Despite its name, what makes a local cluster on any system listen on loopback only.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
     if ray.is_initialized():
         yield ray.cluster_resources()
         return
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
-    if address or os.environ.get("RAY_ADDRESS"):
-        options["address"] = address or os.environ["RAY_ADDRESS"]
+    if target:
+        options["address"] = target
     else:
         options |= {
             "num_cpus": os.cpu_count(),
             "include_dashboard": False,
             "object_store_memory": _LOCAL_OBJECT_STORE_BYTES,
-            "_node_ip_address": "127.0.0.1",
             "runtime_env": {"worker_process_setup_hook": _quiet},
         }
     ray.init(**options)

@@ -40,6 +40,11 @@ class Stage:
         """Where the result lies, and what belongs to it."""
         return posixpath.dirname(self.result)
 
+    @property
+    def key(self) -> str:
+        """What names the result wherever the store lies, fingerprint included; for others' fingerprints."""
+        return "/".join(self.result.split("/")[-2:])
+
     def recorded(self) -> Result | None:
         """The durable result, or None."""
         result = storage.read_json(self.result)

@@ -1,8 +1,11 @@
-"""What a fold trains and tests on: lists, removal of images that show a novel class, stored episodes."""
+"""What a fold trains and tests on: lists, removal of images that show a novel class, stored episodes.
+
+    python -m pipelines.draw --dataset pascal --source data/VOC2012 --folds 0
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +53,7 @@ class DrawnFold(Record):
 def stage(config: CrossValidationConfig, scanned: Scan, sealed: Stage, fold: int) -> Stage:
     """Draw a fold's episodes from the sealed store."""
     key = fingerprint(
-        "draw", CODE_VERSION, store_uri(config, scanned), _lists_key(config), fold, config.shot, config.removes_novel,
+        "draw", CODE_VERSION, sealed.key, _lists_key(config), fold, config.shot, config.removes_novel,
         config.min_object_px, config.skip_small_classes, config.to_json()["validation"], config.training.seed,
         {k: v for k, v in config.to_json()["evaluation"].items() if k != "panels_each"},
     )  # fmt: skip
@@ -62,6 +65,13 @@ def stage(config: CrossValidationConfig, scanned: Scan, sealed: Stage, fold: int
         arguments=(config, fold, folder, store_uri(config, scanned)),
         needs=(sealed,),
     )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw only: the job's stages up to the folds' episodes."""
+    from pipelines.graph import run_stages
+
+    return run_stages(argv, "python -m pipelines.draw", "Draw the folds' episodes.", lambda graph: graph.drawn)
 
 
 def _lists_key(config: CrossValidationConfig) -> str:
@@ -204,3 +214,7 @@ def _selection_label(config: CrossValidationConfig, held_out: list[str]) -> str:
         "novel": "best epoch on the test episodes, as published",
         "last": "last epoch, none chosen",
     }[config.validation.selection]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

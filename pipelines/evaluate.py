@@ -34,7 +34,7 @@ TRAINED = "trained"
 
 def stage(config: CrossValidationConfig, drawn: Stage, trained: Stage, fold: int) -> Stage:
     """Evaluate a fold."""
-    key = fingerprint("evaluate", CODE_VERSION, drawn.result, trained.result, config.evaluation.panels_each)
+    key = fingerprint("evaluate", CODE_VERSION, drawn.key, trained.key, config.evaluation.panels_each)
     folder = storage.join(config.store, "evaluations", f"{config.dataset}-fold{fold}-{key}")
     return Stage(
         name=f"evaluate fold {fold}",

@@ -96,7 +96,7 @@ def start_runs(config: CrossValidationConfig, scanned: Scan, weights: str) -> Ru
     """The parent run and one child per fold; the same job submitted again gets the same ones."""
     tracker = Tracker(config.tracking_uri, config.experiment)
     dry = build(config, scanned, weights)
-    key = fingerprint([stage.result for stage in dry.evaluated], config.model_name)
+    key = fingerprint([stage.key for stage in dry.evaluated], config.model_name)
     tags = provenance.tags(config, scanned, weights)
     name = f"{config.dataset} {config.shot}-shot {config.model.backbone} {config.model.similarity}"
     parent = tracker.start_parent(name, config.to_json(), tags, key)

@@ -42,10 +42,10 @@ def demo(dataset: str = "") -> CrossValidationConfig:
         model=ModelConfig(backbone="resnet18"),
         backbone_weights="random",
         training=TrainingConfig(
-            epochs=2, episodes_per_epoch=480, learning_rate=0.02, schedule="cosine", inner_weight=0.3
+            epochs=3, episodes_per_epoch=200, learning_rate=0.01, schedule="cosine", inner_weight=0.3
         ),
-        validation=ValidationConfig(validation_episodes=60),
-        evaluation=EvaluationConfig(protocol="balanced", evaluation_episodes=200, threshold_episodes=100),
+        validation=ValidationConfig(validation_episodes=40),
+        evaluation=EvaluationConfig(protocol="balanced", evaluation_episodes=200, threshold_episodes=60),
     )
 
 

@@ -27,7 +27,7 @@ def stage(
     config: CrossValidationConfig, data: str, drawn: Stage, trained: Stage, evaluated: Stage, fold: int, run_id: str
 ) -> Stage:
     """Record and register a fold; `data` is the source's fingerprint."""
-    key = fingerprint("register", CODE_VERSION, evaluated.result, run_id, config.model_name)
+    key = fingerprint("register", CODE_VERSION, evaluated.key, run_id, config.model_name)
     return Stage(
         name=f"register fold {fold}",
         result=storage.join(config.store, "registrations", f"{config.dataset}-fold{fold}-{key}.json"),

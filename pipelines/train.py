@@ -56,7 +56,7 @@ def key(config: CrossValidationConfig, weights: str, drawn: Stage) -> str:
     """Fingerprint of a fold's weights. Workers and cores change them by rounding only, so they are not in it."""
     plain = config.to_json()
     settings = (plain["model"], plain["training"], config.precision)
-    return fingerprint("train", CODE_VERSION, drawn.result, weights, *settings)
+    return fingerprint("train", CODE_VERSION, drawn.key, weights, *settings)
 
 
 def train_fold(

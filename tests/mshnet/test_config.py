@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import subprocess
+import sys
 from dataclasses import FrozenInstanceError, asdict
 from typing import Any
 
@@ -13,8 +15,6 @@ from mshnet.config import ImageFormat, ModelConfig, TrainingConfig, paper_traini
 from mshnet.errors import InputError
 
 BAD = [
-    (ModelConfig, {"backbone": "vgg16"}, "backbone must be one of resnet18, resnet34, resnet50, resnet101, got 'vgg16'"),
-    (ModelConfig, {"similarity": "none"}, "similarity must be one of both, cosine, prototype, got 'none'"),
     (ModelConfig, {"dropout": 1.0}, "dropout must be from 0 to below 1, got 1.0"),
     (ModelConfig, {"dropout": -0.1}, "dropout must be from 0 to below 1, got -0.1"),
     (ModelConfig, {"dropout": math.nan}, "dropout must be from 0 to below 1, got nan"),
@@ -26,25 +26,40 @@ BAD = [
     (TrainingConfig, {"global_batch": -1}, "global_batch must be 1 or more, got -1"),
     (TrainingConfig, {"decay_epochs": 0}, "decay_epochs must be 1 or more, got 0"),
     (TrainingConfig, {"episodes_per_epoch": 7}, "episodes_per_epoch must be at least global_batch (8), got 7"),
-    (TrainingConfig, {"learning_rate": 0.0}, "learning_rate must be above 0, got 0.0"),
-    (TrainingConfig, {"learning_rate": math.nan}, "learning_rate must be above 0, got nan"),
-    (TrainingConfig, {"learning_rate": math.inf}, "learning_rate must be above 0, got inf"),
+    (TrainingConfig, {"learning_rate": 0.0}, "learning_rate must be above 0 and finite, got 0.0"),
+    (TrainingConfig, {"learning_rate": math.nan}, "learning_rate must be above 0 and finite, got nan"),
+    (TrainingConfig, {"learning_rate": math.inf}, "learning_rate must be above 0 and finite, got inf"),
     (TrainingConfig, {"momentum": 1.0}, "momentum must be from 0 to below 1, got 1.0"),
     (TrainingConfig, {"momentum": -0.5}, "momentum must be from 0 to below 1, got -0.5"),
-    (TrainingConfig, {"weight_decay": -1e-4}, "weight_decay and inner_weight must be 0 or more, got -0.0001 and 0.33"),
-    (TrainingConfig, {"inner_weight": -1.0}, "weight_decay and inner_weight must be 0 or more, got 0.0005 and -1.0"),
-    (TrainingConfig, {"inner_weight": math.nan}, "weight_decay and inner_weight must be 0 or more, got 0.0005 and nan"),
+    (TrainingConfig, {"weight_decay": -1e-4}, "weight_decay and inner_weight must be 0 or more and finite, got -0.0001 and 0.33"),
+    (TrainingConfig, {"inner_weight": -1.0}, "weight_decay and inner_weight must be 0 or more and finite, got 0.0005 and -1.0"),
+    (TrainingConfig, {"inner_weight": math.nan}, "weight_decay and inner_weight must be 0 or more and finite, got 0.0005 and nan"),
     (TrainingConfig, {"decay": 0.0}, "decay must be above 0 and at most 1, got 0.0"),
     (TrainingConfig, {"decay": 1.01}, "decay must be above 0 and at most 1, got 1.01"),
-    (TrainingConfig, {"schedule": "linear"}, "schedule must be exponential, step, cosine or constant, got 'linear'"),
 ]
-"""Those that a type check at run time cannot tell; wrong literals are stopped by it in the tests only."""
+BAD_LITERALS = [
+    ("ModelConfig(backbone='vgg16')", "backbone must be one of resnet18, resnet34, resnet50, resnet101, got 'vgg16'"),
+    ("ModelConfig(similarity='none')", "similarity must be one of both, cosine, prototype, got 'none'"),
+    (
+        "TrainingConfig(schedule='linear')",
+        "schedule must be exponential, step, cosine or constant, got 'linear'",
+    ),
+    ("ImageFormat(encoding='webp')", "encoding must be jpeg or png, got 'webp'"),
+]
 
 
 @pytest.mark.parametrize(("kind", "change", "message"), BAD)
 def test_bad_values(kind: type, change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
         kind(**change)
+
+
+@pytest.mark.parametrize(("call", "message"), BAD_LITERALS)
+def test_bad_choices(call: str, message: str) -> None:
+    """In a fresh interpreter: in this one the tests' run-time type check would be the first to object."""
+    code = f"import mshnet.config as c\ntry: c.{call}\nexcept c.InputError as error: print(error)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == message
 
 
 @pytest.mark.parametrize(
