@@ -18,7 +18,7 @@ has_venv() { "$1" -c 'import ensurepip, venv' 2>/dev/null; }
 find_python() {
     local candidate without_venv=
     if [[ -n "${PYTHON:-}" ]]; then
-        new_enough "$PYTHON" || fail "PYTHON must be Python 3.11 or newer, got '$PYTHON' ($("$PYTHON" --version 2>&1 || true))"
+        new_enough "$PYTHON" || fail "PYTHON must be Python 3.11 or newer, got '$PYTHON'"
     fi
     for candidate in ${PYTHON:-python3.13 python3.12 python3.11 python3 python3.14}; do
         new_enough "$candidate" || continue
@@ -35,7 +35,7 @@ find_python() {
         echo "$without_venv"
         return
     fi
-    fail "Python 3.11 or newer is needed, found $(python3 --version 2>&1 || echo none)" \
+    fail "Python 3.11 or newer is needed, found $(python3 --version 2>/dev/null || echo none)" \
         "Debian 12, Ubuntu 24.04 and newer have it: sudo apt-get install -y python3 python3-venv" \
         "elsewhere, install one and name it: make PYTHON=/path/to/python3.12 ..."
 }
@@ -70,7 +70,7 @@ pip_install() {
 
 install() {
     make_venv
-    echo "setup: installing the $(grep -c '==' requirements.lock) packages of requirements.lock (the first time: minutes, about 6.5 GB)" >&2
+    echo "setup: $(grep -c '==' requirements.lock) packages of requirements.lock (the first time: minutes, about 6.5 GB)" >&2
     pip_install -r requirements.lock
     # setuptools is in the lock, so building the project needs nothing more.
     pip_install --no-deps --no-build-isolation -e .

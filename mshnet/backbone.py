@@ -89,9 +89,7 @@ class Backbone(nn.Module):
         self.load_state_dict(weights, strict=False)
 
 
-def _before_last_relu(
-    block: BasicBlock | Bottleneck, x: Float[Tensor, "n c h w"]
-) -> Float[Tensor, "n d i j"]:
+def _before_last_relu(block: BasicBlock | Bottleneck, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
     """One residual block up to and including its addition."""
     out = torch.relu(block.bn1(block.conv1(x)))
     if isinstance(block, Bottleneck):

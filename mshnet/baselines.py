@@ -51,9 +51,7 @@ def prototype_threshold(threshold: float) -> Predictor:
 
 
 @torch.no_grad()
-def best_threshold(
-    features: FeatureCache, batches: Iterable[EpisodeBatch], classes: Sequence[int]
-) -> float:
+def best_threshold(features: FeatureCache, batches: Iterable[EpisodeBatch], classes: Sequence[int]) -> float:
     """The single threshold with the highest mIoU on these episodes (of base classes, so that nothing leaks)."""
     class_ids: list[int] = []
     counts: list[list[Counts]] = [[] for _ in THRESHOLDS]

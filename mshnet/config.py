@@ -87,8 +87,7 @@ class TrainingConfig:
                 raise InputError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if self.global_batch > self.episodes_per_epoch:
             raise InputError(
-                f"episodes_per_epoch must be at least global_batch ({self.global_batch}), "
-                f"got {self.episodes_per_epoch}"
+                f"episodes_per_epoch must be at least global_batch ({self.global_batch}), got {self.episodes_per_epoch}"
             )
         if not 0 < self.learning_rate < math.inf:
             raise InputError(f"learning_rate must be above 0 and finite, got {self.learning_rate}")

@@ -33,9 +33,7 @@ class FuseDeepest(nn.Module):
         self.refine = ConvBlock(PYRAMID_CHANNELS, PYRAMID_CHANNELS, kernel=3)
         self.dropout = nn.Dropout2d(dropout)
 
-    def forward(
-        self, deeper: Float[Tensor, "b c h w"], lateral: Float[Tensor, "b c h w"]
-    ) -> Float[Tensor, "b d h w"]:
+    def forward(self, deeper: Float[Tensor, "b c h w"], lateral: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
         """The deeper half comes first in the concatenation."""
         joined = self.join(torch.cat([self.deeper(deeper), self.lateral(lateral)], dim=1))
         return self.dropout(self.refine(joined))  # type: ignore[no-any-return]
@@ -51,9 +49,7 @@ class FuseFinest(nn.Module):
         self.join = ConvBlock(2 * PYRAMID_CHANNELS, PYRAMID_CHANNELS, kernel=3)
         self.refine = ConvBlock(PYRAMID_CHANNELS, PYRAMID_CHANNELS, kernel=3)
 
-    def forward(
-        self, deeper: Float[Tensor, "b d h w"], lateral: Float[Tensor, "b c h w"]
-    ) -> Float[Tensor, "b d h w"]:
+    def forward(self, deeper: Float[Tensor, "b d h w"], lateral: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
         """The deeper half comes first in the concatenation."""
         joined = self.join(torch.cat([self.deeper(deeper), self.lateral(lateral)], dim=1))
         return self.refine(joined)  # type: ignore[no-any-return]

@@ -37,7 +37,7 @@ def train_step(
     losses = segmentation_loss(prediction, batch.query_masks, inner_weight)
     if not torch.isfinite(losses.total):
         raise FloatingPointError(
-            f"the loss is {float(losses.total)} for queries {batch.query_rows} of classes {batch.class_ids}"
+            f"the loss is {losses.total.item()} for queries {batch.query_rows} of classes {batch.class_ids}"
         )
     optimizer.zero_grad(set_to_none=True)
     losses.total.backward()

@@ -23,9 +23,7 @@ class Losses(NamedTuple):
     inner: Float[Tensor, ""]
 
 
-def segmentation_loss(
-    prediction: Prediction, query_masks: UInt8[Tensor, "b H W"], inner_weight: float
-) -> Losses:
+def segmentation_loss(prediction: Prediction, query_masks: UInt8[Tensor, "b H W"], inner_weight: float) -> Losses:
     """Cross-entropy of the final logits plus the weighted sum of the inner ones.
 
     query_masks hold 1 for the object and anything else for background: pixels labelled 255 are

@@ -51,9 +51,7 @@ def object_positions(soft_mask: Float[Tensor, "b k h w"]) -> Bool[Tensor, "b k n
     return (values >= mean) & positive
 
 
-def select_object(
-    features: Float[Tensor, "b k l c h w"], soft_mask: Float[Tensor, "b k h w"]
-) -> SupportLevel:
+def select_object(features: Float[Tensor, "b k l c h w"], soft_mask: Float[Tensor, "b k h w"]) -> SupportLevel:
     """Weight the features by the soft mask and mark the object's positions."""
     weighted = features * soft_mask[:, :, None, None]
     return SupportLevel(features=weighted.flatten(4), is_object=object_positions(soft_mask))

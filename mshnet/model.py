@@ -52,9 +52,7 @@ class RelationNetwork(nn.Module):
         )
         self.pyramid = InvertedPyramid(config.dropout)
 
-    def similarities(
-        self, query: Features, support: Features, masks: Float[Tensor, "b k H W"]
-    ) -> Similarities:
+    def similarities(self, query: Features, support: Features, masks: Float[Tensor, "b k H W"]) -> Similarities:
         """Both similarities on all layers. Support features are those of b*k images, episode by episode."""
         sizes = tuple((maps.shape[-2], maps.shape[-1]) for maps in query)
         cosine: Maps = {}
@@ -67,9 +65,7 @@ class RelationNetwork(nn.Module):
                 prototype[level] = self.gps[str(level)](q, prototypes(objects))
         return Similarities(cosine=cosine or None, prototype=prototype or None)
 
-    def forward(
-        self, query: Features, support: Features, masks: Float[Tensor, "b k H W"]
-    ) -> Prediction:
+    def forward(self, query: Features, support: Features, masks: Float[Tensor, "b k H W"]) -> Prediction:
         """Segment the queries. The image size is that of the masks."""
         maps = self.similarities(query, support, masks)
         merged = [
@@ -81,9 +77,7 @@ class RelationNetwork(nn.Module):
         ]
         logits_low, inner_logits = self.pyramid(*merged)
         size = (masks.shape[-2], masks.shape[-1])
-        return Prediction(
-            logits=resize(logits_low, size), logits_low=logits_low, inner_logits=inner_logits
-        )
+        return Prediction(logits=resize(logits_low, size), logits_low=logits_low, inner_logits=inner_logits)
 
 
 class MSHNet(nn.Module):

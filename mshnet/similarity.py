@@ -13,9 +13,7 @@ _PRODUCT_LIMIT_BYTES = 256 * 2**20  # of one slice of the query × object produc
 
 
 @torch.no_grad()
-def cosine_similarity(
-    query: Float[Tensor, "b l c h w"], support: SupportLevel
-) -> Float[Tensor, "b k l h w"]:
+def cosine_similarity(query: Float[Tensor, "b l c h w"], support: SupportLevel) -> Float[Tensor, "b k l h w"]:
     """Mean over the object positions of the clamped cosine, one map per layer, in 0..1 (eq. 5).
 
     Nothing here is learnable, so nothing needs a gradient. The clamp is inside the mean, so the
@@ -59,6 +57,4 @@ class GenerativePrototypeSimilarity(nn.Module):
         from_query = torch.einsum("blchw,c->blhw", query, query_weight)
         from_prototype = prototype @ prototype_weight
         has_object = (prototype.sum(-1) != 0).to(query.dtype)
-        return torch.sigmoid(
-            from_query[:, None] * has_object[..., None, None] + from_prototype[..., None, None]
-        )
+        return torch.sigmoid(from_query[:, None] * has_object[..., None, None] + from_prototype[..., None, None])

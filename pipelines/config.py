@@ -30,7 +30,7 @@ class ValidationConfig:
     held_out_classes: int = 3
     """Base classes kept out of training for the choice (with selection base)."""
     validation_episodes: int = 200
-    """Episodes per validation."""
+    """Episodes per validation (with selection novel: all the test episodes)."""
 
     def __post_init__(self) -> None:
         if self.selection not in ("base", "novel", "last"):
@@ -67,7 +67,8 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig:
-    """On what it runs. Changes no number beyond rounding, so it is part of no fingerprint, precision excepted."""
+    """On what it runs. Changes no number beyond rounding, so it is part of no fingerprint, the number of CPU
+    workers excepted: PyTorch synchronises batch norm between GPUs only."""
 
     workers: int = 1
     """Ray Train workers per fold; they share the global batch evenly."""

@@ -1,6 +1,6 @@
 """The job: a labelled data set in, a cross-validated and registered model out.
 
-    python pipelines/cross_validate.py --dataset pascal --source data/VOC2012 --backbone-weights imagenet
+python pipelines/cross_validate.py --dataset pascal --source data/VOC2012 --backbone-weights imagenet
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ def episodes(
     split_lists: str,
     fold: int,
     shot: int,
-    protocol: Literal["published", "sampled"] = "published",
+    protocol: Literal["published", "balanced"] = "published",
     count: int = 1000,
     seed: int = 0,
 ) -> None:
@@ -27,10 +27,10 @@ def episodes(
         split_lists: Folder or URI that holds pascal/ and coco/ (or trn/ and val/) with the field's lists.
         fold: 0..3.
         shot: Supports per episode, 1 or more.
-        protocol: published draws exactly the published evaluation's episodes; sampled draws classes in
+        protocol: published draws exactly the published evaluation's episodes; balanced draws classes in
             balanced turns with all images of an episode different.
         count: Number of episodes.
-        seed: Of the sampled protocol; the published one has none.
+        seed: Of the balanced protocol; the published one has none.
     """
     from mshnet.data.episodes import published_episodes, sampled_episodes
     from mshnet.data.folds import class_names

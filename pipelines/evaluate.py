@@ -1,6 +1,6 @@
 """Judging one fold on its stored test episodes beside the baselines, as a stage.
 
-    python -m pipelines.evaluate --dataset pascal --source data/VOC2012 --folds 0
+python -m pipelines.evaluate --dataset pascal --source data/VOC2012 --folds 0
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from pipelines import storage
 from pipelines.config import CrossValidationConfig, fingerprint
 from pipelines.dag import Stage
-from pipelines.draw import EPISODES, DrawnFold
+from pipelines.draw import EPISODES, DrawnTest, DrawnTraining
 from pipelines.results import EpisodeOutcome, FoldResult, Score
 from pipelines.train import TrainedFold
 
@@ -32,16 +32,16 @@ CODE_VERSION = 1
 TRAINED = "trained"
 
 
-def stage(config: CrossValidationConfig, drawn: Stage, trained: Stage, fold: int) -> Stage:
-    """Evaluate a fold."""
-    key = fingerprint("evaluate", CODE_VERSION, drawn.key, trained.key, config.evaluation.panels_each)
+def stage(config: CrossValidationConfig, drawn: tuple[Stage, Stage], trained: Stage, fold: int) -> Stage:
+    """Evaluate a fold; `drawn` is what it trains and what it is tested on."""
+    key = fingerprint("evaluate", CODE_VERSION, drawn[1].key, trained.key, config.evaluation.panels_each)
     folder = storage.join(config.store, "evaluations", f"{config.dataset}-fold{fold}-{key}")
     return Stage(
         name=f"evaluate fold {fold}",
         result=storage.join(folder, "result.json"),
         run=evaluate_fold,
         arguments=(config, folder),
-        needs=(drawn, trained),
+        needs=(*drawn, trained),
         cpus=config.compute.cpus_per_worker,
     )
 
@@ -49,7 +49,8 @@ def stage(config: CrossValidationConfig, drawn: Stage, trained: Stage, fold: int
 def evaluate_fold(
     config: CrossValidationConfig,
     folder: str,
-    drawn_result: Mapping[str, Any],
+    training_result: Mapping[str, Any],
+    test_result: Mapping[str, Any],
     trained_result: Mapping[str, Any],
 ) -> Mapping[str, Any]:
     """Scores of the trained network, the untrained one and two training-free baselines, with pictures."""
@@ -63,7 +64,8 @@ def evaluate_fold(
     from mshnet.features import FeatureCache
     from pipelines.worker import Relation, build_network
 
-    drawn, trained = DrawnFold.from_json(drawn_result), TrainedFold.from_json(trained_result)
+    training, drawn = DrawnTraining.from_json(training_result), DrawnTest.from_json(test_result)
+    trained = TrainedFold.from_json(trained_result)
     started = time.monotonic()
     torch.set_num_threads(config.compute.cpus_per_worker)
     device = torch.device("cuda" if config.compute.use_gpu and torch.cuda.is_available() else "cpu")
@@ -76,7 +78,7 @@ def evaluate_fold(
     on_base = _batches(
         config, store, read_episodes(tables, store, "threshold"), device, f"fold {drawn.fold}: baseline's threshold"
     )
-    threshold = best_threshold(features, on_base, drawn.base_classes)
+    threshold = best_threshold(features, on_base, training.base_classes)
     predictors: dict[str, Predictor] = {
         TRAINED: network_predictor(Relation(model.relation, config.precision)),
         "untrained": network_predictor(Relation(untrained.relation, config.precision)),
@@ -98,8 +100,8 @@ def evaluate_fold(
         curve_picture=pictures[0],
         bars_picture=pictures[1],
         protocol=drawn.protocol,
-        selection=drawn.selection,
-        split_lists=drawn.split_lists,
+        selection=training.selection,
+        split_lists=training.split_lists,
         best_epoch=trained.best_epoch,
         train_episodes=trained.train_episodes,
         train_s=trained.train_s,

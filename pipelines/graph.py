@@ -32,7 +32,8 @@ class Graph:
     """Every stage of a cross-validation, by kind, folds in the configuration's order."""
 
     sealed: Stage
-    drawn: tuple[Stage, ...]
+    drawn_training: tuple[Stage, ...]
+    drawn_test: tuple[Stage, ...]
     trained: tuple[Stage, ...]
     evaluated: tuple[Stage, ...]
     registered: tuple[Stage, ...]
@@ -45,12 +46,14 @@ def build(
     """The graph; `weights` identifies the backbone's, `side_by_side` is how many folds train at once."""
     run_ids = runs.folds or ("",) * len(config.folds)
     sealed = preprocess.stages(config, scanned)
-    drawn = tuple(draw.stage(config, scanned, sealed, fold) for fold in config.folds)
+    training = tuple(draw.training_stage(config, scanned, sealed, fold) for fold in config.folds)
+    test = tuple(draw.test_stage(config, scanned, sealed, fold) for fold in config.folds)
     trained: list[Stage] = []
-    for fold, fold_drawn, run_id in zip(config.folds, drawn, run_ids, strict=True):
+    for fold, fold_drawn, run_id in zip(config.folds, training, run_ids, strict=True):
         # Without room for all at once, a fold waits for the one that has its place.
         earlier = (trained[-side_by_side],) if len(trained) >= side_by_side else ()
         trained.append(train.stage(config, weights, fold_drawn, fold, run_id, earlier))
+    drawn = tuple(zip(training, test, strict=True))
     evaluated = tuple(
         evaluate.stage(config, d, t, fold) for fold, d, t in zip(config.folds, drawn, trained, strict=True)
     )
@@ -59,7 +62,7 @@ def build(
         for fold, d, t, e, run_id in zip(config.folds, drawn, trained, evaluated, run_ids, strict=True)
     )
     reported = aggregate.stage(config, scanned, weights, evaluated, registered, runs.parent)
-    return Graph(sealed, drawn, tuple(trained), evaluated, registered, reported)
+    return Graph(sealed, training, test, tuple(trained), evaluated, registered, reported)
 
 
 def resolved(config: CrossValidationConfig) -> CrossValidationConfig:
@@ -136,9 +139,7 @@ def run_stages(
     return 0
 
 
-def run(
-    config: CrossValidationConfig, dry_run: bool, wanted: Callable[[Graph], Sequence[Stage]]
-) -> list[Any]:
+def run(config: CrossValidationConfig, dry_run: bool, wanted: Callable[[Graph], Sequence[Stage]]) -> list[Any]:
     """Everything between parsing and printing. Raises InputError before anything expensive starts."""
     from pipelines.cluster import connected
 

@@ -1,6 +1,6 @@
 """Labelled images to the episode store: scan, one task per shard, seal.
 
-    python -m pipelines.preprocess --dataset pascal --source data/VOC2012 --store outputs/store
+python -m pipelines.preprocess --dataset pascal --source data/VOC2012 --store outputs/store
 """
 
 from __future__ import annotations
@@ -128,9 +128,7 @@ def preprocess_shard(
     return {**asdict(write_shard(rows, folder)), "images_per_class": {str(c): n for c, n in sorted(counts.items())}}
 
 
-def seal(
-    config: CrossValidationConfig, folder: str, scanned: Scan, *shards: Mapping[str, Any]
-) -> Mapping[str, Any]:
+def seal(config: CrossValidationConfig, folder: str, scanned: Scan, *shards: Mapping[str, Any]) -> Mapping[str, Any]:
     """The store's manifest: with it the folder is a store, without it nothing is readable."""
     import json
 

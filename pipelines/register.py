@@ -1,6 +1,6 @@
 """A fold's numbers and pictures to its MLflow run, its model to the registry, as a stage.
 
-    python -m pipelines.register --dataset pascal --source data/VOC2012 --folds 0
+python -m pipelines.register --dataset pascal --source data/VOC2012 --folds 0
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from pipelines import storage
 from pipelines.config import CrossValidationConfig, fingerprint
 from pipelines.dag import Stage
-from pipelines.draw import DrawnFold
+from pipelines.draw import DrawnTest, DrawnTraining
 from pipelines.results import BASELINES, FoldResult, Score
 from pipelines.tracking import Tracker
 from pipelines.train import TrainedFold
@@ -24,16 +24,22 @@ CODE_VERSION = 1
 
 
 def stage(
-    config: CrossValidationConfig, data: str, drawn: Stage, trained: Stage, evaluated: Stage, fold: int, run_id: str
+    config: CrossValidationConfig,
+    data: str,
+    drawn: tuple[Stage, Stage],
+    trained: Stage,
+    evaluated: Stage,
+    fold: int,
+    run_id: str,
 ) -> Stage:
-    """Record and register a fold; `data` is the source's fingerprint."""
+    """Record and register a fold; `data` is the source's fingerprint, `drawn` what it trains and is tested on."""
     key = fingerprint("register", CODE_VERSION, evaluated.key, run_id, config.model_name)
     return Stage(
         name=f"register fold {fold}",
         result=storage.join(config.store, "registrations", f"{config.dataset}-fold{fold}-{key}.json"),
         run=register_fold,
         arguments=(config, data, run_id, evaluated.folder),
-        needs=(drawn, trained, evaluated),
+        needs=(*drawn, trained, evaluated),
     )
 
 
@@ -42,12 +48,14 @@ def register_fold(
     data: str,
     run_id: str,
     pictures: str,
-    drawn_result: Mapping[str, Any],
+    training_result: Mapping[str, Any],
+    test_result: Mapping[str, Any],
     trained_result: Mapping[str, Any],
     evaluated_result: Mapping[str, Any],
 ) -> Mapping[str, Any]:
     """Log the fold, register its weights, move the fold's alias if they are better under the same protocol."""
-    drawn, trained = DrawnFold.from_json(drawn_result), TrainedFold.from_json(trained_result)
+    training, test = DrawnTraining.from_json(training_result), DrawnTest.from_json(test_result)
+    trained = TrainedFold.from_json(trained_result)
     result = FoldResult.from_json(evaluated_result)
     tracker = Tracker(config.tracking_uri, config.experiment)
     if trained.run_id != run_id:
@@ -55,14 +63,19 @@ def register_fold(
         for record in trained.history:
             tracker.log_epoch(run_id, record)
     tracker.log_metrics(run_id, _metrics(result))
-    tracker.log_params(run_id, {"drawn": {k: v for k, v in drawn.to_json().items() if k not in ("folder", "store")}})
+    tracker.log_params(run_id, {"drawn": {**_params(training), **_params(test)}})
     for name in (result.curve_picture, result.bars_picture, *(panel.picture for panel in result.panels)):
         tracker.log_bytes(run_id, storage.read_bytes(storage.join(pictures, name)), f"pictures/{name}")
-    version = _registered(config, data, tracker, run_id, drawn, result)
+    version = _registered(config, data, tracker, run_id, test, result)
     done = dataclasses.replace(result, run_id=run_id, model_version=version)
     tracker.log_bytes(run_id, done.to_text().encode(), "fold.json")
     tracker.finish(run_id)
     return done.to_json()
+
+
+def _params(drawn: DrawnTraining | DrawnTest) -> dict[str, Any]:
+    places = ("fold", "folder", "store", "left_out")
+    return {name: value for name, value in drawn.to_json().items() if name not in places}
 
 
 def _metrics(result: FoldResult) -> dict[str, float]:
@@ -77,12 +90,12 @@ def _metrics(result: FoldResult) -> dict[str, float]:
 
 
 def _registered(
-    config: CrossValidationConfig, data: str, tracker: Tracker, run_id: str, drawn: DrawnFold, result: FoldResult
+    config: CrossValidationConfig, data: str, tracker: Tracker, run_id: str, test: DrawnTest, result: FoldResult
 ) -> str:
     from mshnet.checkpoint import WEIGHTS_FILE, read_config
 
     # The episodes' hash is part of the protocol: only numbers on the same episodes are compared.
-    protocol = f"{drawn.protocol}, episodes {drawn.test_episodes_hash}, {drawn.selection.split(' (')[0]}"
+    protocol = f"{test.protocol}, episodes {test.episodes_hash}, {result.selection.split(' (')[0]}"
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder, WEIGHTS_FILE)
         weights.write_bytes(storage.read_bytes(storage.join(result.checkpoint, WEIGHTS_FILE)))
@@ -93,20 +106,20 @@ def _registered(
             read_config(result.checkpoint),
             result.score.miou,
             protocol,
-            drawn.fold,
-            _description(config, drawn, result),
+            result.fold,
+            _description(config, result),
             data,
         )
-    tracker.promote(config.model_name, version, protocol, result.score.miou, alias=f"fold{drawn.fold}")
+    tracker.promote(config.model_name, version, protocol, result.score.miou, alias=f"fold{result.fold}")
     return version
 
 
-def _description(config: CrossValidationConfig, drawn: DrawnFold, result: FoldResult) -> str:
+def _description(config: CrossValidationConfig, result: FoldResult) -> str:
     return (
-        f"MSHNet ({config.model.backbone}, {config.model.similarity}), {config.dataset} fold {drawn.fold}, "
+        f"MSHNet ({config.model.backbone}, {config.model.similarity}), {config.dataset} fold {result.fold}, "
         f"{config.shot}-shot: mIoU {100 * result.score.miou:.1f}, FB-IoU {100 * result.score.fb_iou:.1f} on "
-        f"{', '.join(result.novel_classes)}. Protocol: {drawn.protocol}. Selection: {drawn.selection}. "
-        f"Lists: {drawn.split_lists}."
+        f"{', '.join(result.novel_classes)}. Protocol: {result.protocol}. Selection: {result.selection}. "
+        f"Lists: {result.split_lists}."
     )
 
 

@@ -42,9 +42,7 @@ class Record:
             try:
                 data = json.loads(data)
             except ValueError as error:
-                raise InputError(
-                    f"expected a {cls.__name__} as JSON, got text that is not JSON: {error}"
-                ) from error
+                raise InputError(f"expected a {cls.__name__} as JSON, got text that is not JSON: {error}") from error
         record: Self = _record(cls, data, cls.__name__)
         return record
 
@@ -63,9 +61,7 @@ def _plain(value: Any) -> Any:
 
 def _record(kind: type[Any], data: Any, place: str) -> Any:
     if not isinstance(data, Mapping):
-        raise InputError(
-            f"{place}: expected an object with the fields of {kind.__name__}, got {type(data).__name__}"
-        )
+        raise InputError(f"{place}: expected an object with the fields of {kind.__name__}, got {type(data).__name__}")
     hints = typing.get_type_hints(kind)
     fields = dataclasses.fields(kind)
     unknown = sorted(set(data) - {f.name for f in fields})

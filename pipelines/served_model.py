@@ -52,9 +52,7 @@ class FewShotSegmenter(PythonModel):  # type: ignore[misc]  # mlflow is untyped 
         self.image_size_px = int(checkpoint.read_config(folder)["image_size_px"])
         self.model = checkpoint.load_model(folder)
 
-    def predict(
-        self, context: PythonModelContext, model_input: pd.DataFrame, params: Any = None
-    ) -> pd.DataFrame:
+    def predict(self, context: PythonModelContext, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
         """One mask per row. Raises ValueError naming row and column of what cannot be read."""
         missing = [name for name in INPUT_COLUMNS if name not in model_input.columns]
         if missing:
@@ -73,16 +71,14 @@ class FewShotSegmenter(PythonModel):  # type: ignore[misc]  # mlflow is untyped 
         support_list, mask_list = _texts(supports_text, row, "supports"), _texts(masks_text, row, "masks")
         if len(support_list) != len(mask_list):
             raise ValueError(
-                f"row {row}: expected one mask per support, "
-                f"got {len(support_list)} supports and {len(mask_list)} masks"
+                f"row {row}: expected one mask per support, got {len(support_list)} supports and {len(mask_list)} masks"
             )
         supports = [_image(text, f"row {row}, supports[{i}]") for i, text in enumerate(support_list)]
         masks = [_mask(text, f"row {row}, masks[{i}]") for i, text in enumerate(mask_list)]
         for i, (support, mask) in enumerate(zip(supports, masks, strict=True)):
             if support.size != mask.size:
                 raise ValueError(
-                    f"row {row}: masks[{i}] is {_size(mask)} px but its image {_size(support)} px; "
-                    "they must agree"
+                    f"row {row}: masks[{i}] is {_size(mask)} px but its image {_size(support)} px; they must agree"
                 )
         with torch.inference_mode():
             prediction = self.model(

@@ -10,7 +10,7 @@ from typing import Any
 
 import fsspec
 
-from mshnet.data.store import write_atomically
+from mshnet.data.files import write_atomically
 
 
 def absolute(uri: str) -> str:

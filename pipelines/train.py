@@ -1,6 +1,6 @@
 """Training one fold with Ray Train, as a stage.
 
-    python -m pipelines.train --dataset pascal --source data/VOC2012 --folds 0
+python -m pipelines.train --dataset pascal --source data/VOC2012 --folds 0
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from pipelines import storage
 from pipelines.config import CrossValidationConfig, fingerprint
 from pipelines.dag import Stage
-from pipelines.draw import DrawnFold
+from pipelines.draw import DrawnTraining
 from pipelines.results import EpochRecord, Record
 
 CODE_VERSION = 1
@@ -53,9 +53,13 @@ def stage(
 
 
 def key(config: CrossValidationConfig, weights: str, drawn: Stage) -> str:
-    """Fingerprint of a fold's weights. Workers and cores change them by rounding only, so they are not in it."""
+    """Fingerprint of a fold's weights.
+
+    GPU workers share their batch statistics, so their number changes rounding only; CPU workers do not.
+    """
     plain = config.to_json()
-    settings = (plain["model"], plain["training"], config.precision)
+    groups = 1 if config.compute.use_gpu else config.compute.workers
+    settings = (plain["model"], plain["training"], config.precision, groups)
     return fingerprint("train", CODE_VERSION, drawn.key, weights, *settings)
 
 
@@ -68,7 +72,7 @@ def train_fold(
 
     from pipelines.worker import train_loop
 
-    drawn = DrawnFold.from_json(drawn_result)
+    drawn = DrawnTraining.from_json(drawn_result)
     compute = config.compute
     path, filesystem = storage.for_arrow(folder)
     resources: dict[str, float] = {"CPU": compute.cpus_per_worker}
@@ -100,9 +104,7 @@ def train_fold(
     return trained.to_json()
 
 
-def _keep(
-    config: CrossValidationConfig, folder: str, run_id: str, drawn: DrawnFold, result: Any
-) -> TrainedFold:
+def _keep(config: CrossValidationConfig, folder: str, run_id: str, drawn: DrawnTraining, result: Any) -> TrainedFold:
     import torch
 
     from mshnet.checkpoint import save_model

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import storage
 from pipelines.config import CrossValidationConfig
-from pipelines.draw import EPISODES, PAIRS, DrawnFold
+from pipelines.draw import EPISODES, PAIRS, DrawnTraining
 from pipelines.results import EpochRecord, Record
 from pipelines.tracking import Tracker
 
@@ -97,12 +97,12 @@ class _EpochEpisodes:
 def train_loop(job: Mapping[str, Any]) -> None:
     """One worker's life. `job` holds the configuration, the drawn fold and the MLflow run, as JSON values."""
     config = CrossValidationConfig.from_json(job["config"])
-    drawn = DrawnFold.from_json(job["drawn"])
+    drawn = DrawnTraining.from_json(job["drawn"])
     _Worker(config, drawn, job["run_id"]).run()
 
 
 class _Worker:
-    def __init__(self, config: CrossValidationConfig, drawn: DrawnFold, run_id: str) -> None:
+    def __init__(self, config: CrossValidationConfig, drawn: DrawnTraining, run_id: str) -> None:
         import ray.train.torch
         import torch
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import posixpath
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -27,6 +25,7 @@ from torch.nn import functional as F
 from torchvision.io import ImageReadMode, decode_image
 
 from mshnet.config import ImageFormat
+from mshnet.data.files import write_atomically
 from mshnet.data.source import LabelledImage
 from mshnet.errors import DatasetNotFoundError, InputError
 from mshnet.metrics import IGNORE_INDEX
@@ -140,26 +139,6 @@ def write_shard(rows: Iterable[Mapping[str, Any]], folder: str) -> Shard:
     shard = Shard(name=f"images-{digest[:16]}.arrow", sha256=digest, rows=batch.num_rows, size_bytes=data.size)
     write_atomically(posixpath.join(folder, shard.name), memoryview(data))
     return shard
-
-
-def write_atomically(uri: str, data: bytes | memoryview) -> None:
-    """Put a whole file in place: never readable half-written. Object stores do so by themselves."""
-    fs, path = fsspec.core.url_to_fs(uri)
-    local = "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
-    fs.makedirs(posixpath.dirname(path), exist_ok=True)
-    if not local:
-        fs.pipe_file(path, bytes(data))
-        return
-    handle, temporary = tempfile.mkstemp(dir=posixpath.dirname(path), prefix=".writing-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 class ImageStore:

@@ -9,8 +9,9 @@ import fsspec
 import pyarrow as pa
 
 from mshnet.data.episodes import Episode
+from mshnet.data.files import write_atomically
 from mshnet.data.splits import Pair
-from mshnet.data.store import ImageStore, write_atomically
+from mshnet.data.store import ImageStore
 
 EPISODE_SCHEMA = pa.schema(
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,12 +17,12 @@ import pytest
 from mshnet.data.shapes import write_voc
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SMALL = (
+SMALL = shlex.split(
     "--image-size-px 65 --min-object-px 100 --backbone resnet18 --backbone-weights random --epochs 2 "
     "--episodes-per-epoch 24 --learning-rate 0.02 --validation-episodes 12 --held-out-classes 2 "
     "--protocol balanced --evaluation-episodes 20 --threshold-episodes 10 --panels-each 1 "
     "--images-per-shard 60 --feature-cache-gib 1"
-).split()
+)
 
 
 @dataclass(frozen=True)

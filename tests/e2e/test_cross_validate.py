@@ -11,7 +11,6 @@ from typing import Any
 import psutil
 import pytest
 
-from pipelines.tracking import Tracker
 from tests.e2e.conftest import SMALL, Outcome, cross_validate, run, start
 
 pytestmark = pytest.mark.e2e

@@ -61,7 +61,7 @@ def test_everything_is_foreground() -> None:
 
 def test_cosines_by_hand() -> None:
     """Two shots whose objects are (3, 0) and (0, 4): the prototype's direction is (3, 4)."""
-    supports = torch.zeros(2, 2, 3, 3)
+    supports = torch.zeros(2, 2, 2, 2)
     supports[0, 0], supports[1, 1] = 3, 4
     supports[0, 1] = -9  # cut off by the ReLU, as the backbone's maps come before it
     query = torch.tensor([[3.0, 4.0], [4.0, -3.0], [-1.0, -1.0], [4.0, 3.0]]).T.reshape(1, 2, 2, 2)

@@ -42,7 +42,7 @@ def lists(tmp_path: Path) -> Path:
 
 def test_count_seed_and_our_protocol(lists: Path) -> None:
     flags = ("--dataset", "pascal", "--split-lists", str(lists), "--fold", "3", "--shot", "2")
-    ours = ("--protocol", "sampled", "--count", "20", "--seed")
+    ours = ("--protocol", "balanced", "--count", "20", "--seed")
     printed = json.loads(_run(*flags, *ours, "5").stdout)
     assert sorted(c for _, _, c in printed) == [c for c in range(15, 20) for _ in range(4)]
     assert all(len({q, *supports}) == 3 for q, supports, _ in printed)

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from mshnet.config import ImageFormat
+from mshnet.data.files import write_atomically
 from mshnet.data.source import LabelledImage
-from mshnet.data.store import MANIFEST, ImageStore, Manifest, encode_row, write_atomically, write_shard
+from mshnet.data.store import MANIFEST, ImageStore, Manifest, encode_row, write_shard
 
 PNG_65 = ImageFormat(image_size_px=65, encoding="png")
 

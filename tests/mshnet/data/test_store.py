@@ -20,9 +20,10 @@ from PIL import Image
 from torch.nn import functional as F
 
 from mshnet.config import ImageFormat
+from mshnet.data.files import write_atomically
 from mshnet.data.pascal import VocSource
 from mshnet.data.source import LabelledImage
-from mshnet.data.store import MANIFEST, SCHEMA, ImageStore, encode_row, write_atomically, write_shard
+from mshnet.data.store import MANIFEST, SCHEMA, ImageStore, encode_row, write_shard
 from mshnet.errors import DatasetNotFoundError, InputError
 from tests.mshnet.data.stored import PNG_65, noise_image, write_store
 
