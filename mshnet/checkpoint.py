@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
+import pickle
 import posixpath
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -207,10 +210,12 @@ def load_backbone_weights(backbone: Backbone, source: str, seed: int = 0) -> Non
     elif source == "imagenet":
         weights = torchvision.models.get_model_weights(backbone.name).IMAGENET1K_V1
         try:
-            state = weights.get_state_dict(progress=False, check_hash=True)
-        except OSError as error:
+            # torch announces the download on stdout, where results go.
+            with contextlib.redirect_stdout(sys.stderr):
+                state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        except (OSError, RuntimeError, pickle.UnpicklingError) as error:  # no network; damaged; not only tensors
             raise InputError(
-                f"the ImageNet weights of {backbone.name} are neither in torch's cache nor downloadable "
+                f"the ImageNet weights of {backbone.name} are neither sound in torch's cache nor downloadable "
                 f"({error}); put the file there, or give --backbone-weights a local path or URI of a safetensors "
                 "file or torch state dict with torchvision's names, or `random` for a trial"
             ) from error

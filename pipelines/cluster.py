@@ -30,10 +30,12 @@ def connected(address: str = "") -> Iterator[dict[str, float]]:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it prints every line twice
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # it takes the epochs of a fold for repetitions
     target = address or os.environ.get("RAY_ADDRESS", "")
     if not target:
         # Despite its name, what makes a local cluster on any system listen on loopback only.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # this machine is not on loan
     import ray
 
     if ray.is_initialized():

@@ -31,9 +31,21 @@ BAD = [
     (TrainingConfig, {"learning_rate": math.inf}, "learning_rate must be above 0 and finite, got inf"),
     (TrainingConfig, {"momentum": 1.0}, "momentum must be from 0 to below 1, got 1.0"),
     (TrainingConfig, {"momentum": -0.5}, "momentum must be from 0 to below 1, got -0.5"),
-    (TrainingConfig, {"weight_decay": -1e-4}, "weight_decay and inner_weight must be 0 or more and finite, got -0.0001 and 0.33"),
-    (TrainingConfig, {"inner_weight": -1.0}, "weight_decay and inner_weight must be 0 or more and finite, got 0.0005 and -1.0"),
-    (TrainingConfig, {"inner_weight": math.nan}, "weight_decay and inner_weight must be 0 or more and finite, got 0.0005 and nan"),
+    (
+        TrainingConfig,
+        {"weight_decay": -1e-4},
+        "weight_decay and inner_weight must be 0 or more and finite, got -0.0001 and 0.33",
+    ),
+    (
+        TrainingConfig,
+        {"inner_weight": -1.0},
+        "weight_decay and inner_weight must be 0 or more and finite, got 0.0005 and -1.0",
+    ),
+    (
+        TrainingConfig,
+        {"inner_weight": math.nan},
+        "weight_decay and inner_weight must be 0 or more and finite, got 0.0005 and nan",
+    ),
     (TrainingConfig, {"decay": 0.0}, "decay must be above 0 and at most 1, got 0.0"),
     (TrainingConfig, {"decay": 1.01}, "decay must be above 0 and at most 1, got 1.01"),
 ]

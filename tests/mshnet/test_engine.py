@@ -17,6 +17,7 @@ from mshnet.features import FeatureCache
 from mshnet.loss import segmentation_loss
 from mshnet.metrics import Counts
 from mshnet.model import Prediction
+from tests.mshnet import published
 from tests.mshnet.noise_episodes import episode_batch
 
 EPISODES: list[tuple[int, tuple[int, ...]]] = [(0, (1,)), (2, (3,)), (4, (0,)), (1, (2,)), (5, (5,))]
@@ -25,8 +26,8 @@ CLASS_IDS = (4, 2, 4, 0, 2)
 
 @pytest.fixture(scope="module")
 def untrained() -> MSHNet:
-    torch.manual_seed(0)
-    return MSHNet(ModelConfig(backbone="resnet18", dropout=0.0)).eval()
+    config = ModelConfig(backbone="resnet18", dropout=0.0)
+    return published.build(config, published.seeded(config, salt="engine")).eval()
 
 
 @pytest.fixture
@@ -103,7 +104,7 @@ def test_evaluation_equals_a_loop_over_the_episodes(untrained: MSHNet) -> None:
         batch = episode_batch([episode])
         images, supports = normalise(batch.query_images), normalise(batch.support_images)
         logits.append(balanced(images, supports, batch.support_masks.float()).logits[0])
-    # An untrained network says one thing everywhere; a shift makes it say both.
+    # Shifted, so that half of the pixels are foreground.
     shift = torch.stack([x[1] - x[0] for x in logits]).median()
     for episode, x in zip(EPISODES, logits, strict=True):
         margin = (x[1] - x[0] - shift).numpy()
@@ -111,7 +112,7 @@ def test_evaluation_equals_a_loop_over_the_episodes(untrained: MSHNet) -> None:
         valid = truth != 255
         intersection.append([((margin <= 0) & (truth == 0)).sum(), ((margin > 0) & (truth == 1)).sum()])
         union.append([(((margin <= 0) | (truth == 0)) & valid).sum(), (((margin > 0) & valid) | (truth == 1)).sum()])
-        unsure.append(int((np.abs(margin) < 1e-5).sum()))  # where rounding may decide
+        unsure.append(int((np.abs(margin) < 1e-4).sum()))  # where rounding may decide
     head_bias = balanced.relation.pyramid.head[-1].bias
     head_bias[0] += shift
     batches = [episode_batch(EPISODES[a:b], CLASS_IDS[a:b]) for a, b in ((0, 2), (2, 4), (4, 5))]
@@ -124,7 +125,7 @@ def test_evaluation_equals_a_loop_over_the_episodes(untrained: MSHNet) -> None:
     for name, expected in (("intersection", intersection), ("union", union)):
         distance = np.abs(getattr(counts, name) - np.array(expected)).max(1)
         assert (distance <= unsure).all()
-    assert counts.intersection.min() > 10  # the masks are neither empty nor full
+    assert counts.intersection.min() > 100  # the masks are neither empty nor full
     # Every image once, whatever the number of predictors.
     assert (features.misses, features.hits) == (6, 4)
     pixels = 65 * 64

@@ -14,6 +14,7 @@ from mshnet.model import Prediction
 
 def prediction(low: Tensor, inner: tuple[Tensor, ...]) -> Prediction:
     """Foreground logits as given, background logits 0; the full-size logits must not enter the loss."""
+
     def two(x: Tensor) -> Tensor:
         return torch.stack([torch.zeros_like(x), x], dim=1)
 

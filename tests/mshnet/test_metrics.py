@@ -26,7 +26,9 @@ def episode_lists(draw: st.DrawFn) -> Episodes:
     height, width = draw(st.integers(1, 4)), draw(st.integers(1, 5))
 
     def grid(values: Sequence[int]) -> st.SearchStrategy[Grid]:
-        mixed = st.lists(st.lists(st.sampled_from(values), min_size=width, max_size=width), min_size=height, max_size=height)
+        mixed = st.lists(
+            st.lists(st.sampled_from(values), min_size=width, max_size=width), min_size=height, max_size=height
+        )
         return st.one_of(mixed, *(st.just([[value] * width] * height) for value in values))
 
     one = st.tuples(st.sampled_from(CLASSES), grid((0, 1)), grid((0, 1, 255)))

@@ -46,5 +46,3 @@ def noise_image(seed: int, height: int = 50, width: int = 70) -> LabelledImage:
     image = rng.integers(0, 128, (height, width, 3), dtype=np.uint8)
     image[first] += 100
     return LabelledImage(image=image, masks={2: second, 0: first}, ignore=ignore)
-
-

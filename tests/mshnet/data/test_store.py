@@ -295,5 +295,5 @@ def test_verify_finds_one_changed_byte(broken: Path) -> None:
 
 
 def test_an_unknown_image_is_named(sealed: Path) -> None:
-    with pytest.raises(InputError, match="expected image '2007_000033' in the store .* among 5; give split lists"):
+    with pytest.raises(InputError, match=r"expected image '2007_000033' in the store .* among 5; give split lists"):
         ImageStore(str(sealed)).row("2007_000033")
