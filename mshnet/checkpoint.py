@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mshnet.backbone import Backbone
 from mshnet.config import ModelConfig
+from mshnet.data.files import write_atomically
 from mshnet.errors import InputError
 from mshnet.model import MSHNet
 
@@ -121,15 +122,11 @@ def save_model(model: MSHNet, folder: str, details: Mapping[str, Any]) -> None:
 
     `details` (image size, protocol, provenance) goes beside the model's configuration.
     """
-    fs, root = fsspec.core.url_to_fs(folder)
-    fs.makedirs(root, exist_ok=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    with fs.open(posixpath.join(root, WEIGHTS_FILE), "wb") as file:
-        file.write(safetensors.torch.save(weights))
+    write_atomically(posixpath.join(folder, WEIGHTS_FILE), safetensors.torch.save(weights))
     config = {"format": FORMAT_VERSION, "model": dataclasses.asdict(model.config), **details}
     # Last, so that a folder with a config has its weights.
-    with fs.open(posixpath.join(root, CONFIG_FILE), "wb") as file:
-        file.write(json.dumps(config, indent=2).encode())
+    write_atomically(posixpath.join(folder, CONFIG_FILE), json.dumps(config, indent=2).encode())
 
 
 def read_config(folder: str) -> dict[str, Any]:
@@ -142,6 +139,8 @@ def read_config(folder: str) -> dict[str, Any]:
         raise InputError(
             f"no model under {folder!r} (looked for {CONFIG_FILE}); give a folder that training wrote"
         ) from error
+    except ValueError as error:
+        raise InputError(f"expected JSON in {CONFIG_FILE} of {folder!r}: {error}; copy the folder anew") from error
     if config.get("format") != FORMAT_VERSION:
         raise InputError(
             f"expected a model folder of format {FORMAT_VERSION}, found {config.get('format')!r} in {folder!r}; "

@@ -12,6 +12,11 @@ BackboneName = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
 Similarity = Literal["both", "cosine", "prototype"]
 BACKBONES: tuple[BackboneName, ...] = ("resnet18", "resnet34", "resnet50", "resnet101")
 SIMILARITIES: tuple[Similarity, ...] = ("both", "cosine", "prototype")
+IGNORE_INDEX = 255
+"""Label of pixels that the metric leaves out."""
+PAPER_INNER_WEIGHT = 1 / 3
+"""Of the inner losses (eq. 1)."""
+PUBLISHED_INNER_WEIGHT = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +81,7 @@ class TrainingConfig:
     """Factor of the exponential and the step schedule, above 0 to 1."""
     decay_epochs: int = 5
     """Epochs between two steps of the step schedule."""
-    inner_weight: float = 1 / 3
+    inner_weight: float = PAPER_INNER_WEIGHT
     """Weight of the summed inner losses (paper, eq. 1: 1/3; published code: 0.3)."""
     seed: int = 0
     """Of the initial weights and of the order of the training episodes."""
@@ -91,6 +96,8 @@ class TrainingConfig:
             )
         if not 0 < self.learning_rate < math.inf:
             raise InputError(f"learning_rate must be above 0 and finite, got {self.learning_rate}")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed must be 0 to below 2^63, got {self.seed}")
         if not 0 <= self.momentum < 1:
             raise InputError(f"momentum must be from 0 to below 1, got {self.momentum}")
         if not (0 <= self.weight_decay < math.inf and 0 <= self.inner_weight < math.inf):
@@ -137,7 +144,7 @@ def published_training(dataset: str) -> TrainingConfig:
         schedule="step",
         decay=0.9,
         decay_epochs=5,
-        inner_weight=0.3,
+        inner_weight=PUBLISHED_INNER_WEIGHT,
         global_batch=11,
     )
     return recipe if dataset != "coco" else replace(recipe, global_batch=14, episodes_per_epoch=7500)

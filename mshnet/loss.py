@@ -11,9 +11,6 @@ from torch.nn import functional as F
 from mshnet.masking import resize
 from mshnet.model import Prediction
 
-PUBLISHED_INNER_WEIGHT = 0.3
-PAPER_INNER_WEIGHT = 1 / 3
-
 
 class Losses(NamedTuple):
     """total = outer + inner_weight * inner; inner is the sum over the three levels."""

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
-IGNORE_INDEX = 255
+from mshnet.config import IGNORE_INDEX
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,6 @@ class Counts:
 
     intersection: Int64[np.ndarray, "*n 2"]
     union: Int64[np.ndarray, "*n 2"]
-
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(self.intersection + other.intersection, self.union + other.union)
 
 
 def episode_counts(predicted: Bool[Tensor, "b H W"], truth: UInt8[Tensor, "b H W"]) -> Counts:

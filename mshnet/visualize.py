@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from mshnet.config import IGNORE_INDEX
 from mshnet.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ FOLD_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 SERIES_COLOURS: Mapping[str, str] = {
     "trained": "#0072B2", "prototype": "#E69F00", "untrained": "#999999", "foreground": "#CCCCCC",
 }  # fmt: skip
-IGNORED = 255
 TILE_PX = 220
 GAP_PX = 8
 CAPTION_PX = 26
@@ -38,7 +38,7 @@ INK, PAPER, FRAME = (34, 34, 34), (255, 255, 255), (200, 200, 200)
 
 def foreground_iou(truth: UInt8[np.ndarray, "h w"], prediction: Bool[np.ndarray, "h w"]) -> float:
     """IoU of the object in one image, 0 to 1, pixels labelled 255 left out; 1 where neither shows any."""
-    counted = truth != IGNORED
+    counted = truth != IGNORE_INDEX
     wanted, found = (truth == 1) & counted, prediction & counted
     union = int((wanted | found).sum())
     return int((wanted & found).sum()) / union if union else 1.0
@@ -85,7 +85,7 @@ def episode_panel(
         (_tile(image, mask, SUPPORT_RGB), f"support{number}")
         for number, (image, mask) in zip(numbers, supports, strict=True)
     ]
-    tiles.append((_tile(query, truth == 1, TRUTH_RGB, ignored=truth == IGNORED), "query, ground truth"))
+    tiles.append((_tile(query, truth == 1, TRUTH_RGB, ignored=truth == IGNORE_INDEX), "query, ground truth"))
     tiles.append((_tile(query, prediction, PREDICTION_RGB), "query, prediction"))
 
     width = len(tiles) * TILE_PX + (len(tiles) + 1) * GAP_PX

@@ -11,6 +11,7 @@ from pipelines import provenance, storage
 from pipelines.config import CrossValidationConfig, fingerprint
 from pipelines.dag import Stage
 from pipelines.preprocess import Scan
+from pipelines.register import SameRun
 from pipelines.report import picture_name, write_report
 from pipelines.results import BASELINES, CrossValidation, FoldResult, mean
 from pipelines.tracking import Tracker
@@ -27,9 +28,10 @@ def stage(
     evaluated: tuple[Stage, ...],
     registered: tuple[Stage, ...],
     parent_run_id: str,
+    job: str,
 ) -> Stage:
     """Aggregate and report."""
-    key = fingerprint("report", CODE_VERSION, [stage.key for stage in registered], parent_run_id)
+    key = fingerprint("report", CODE_VERSION, [stage.key for stage in registered], job)
     folder = storage.join(config.store, "reports", f"{config.dataset}-{config.shot}shot-{key}")
     pictures = {str(f): e.folder for f, e in zip(config.folds, evaluated, strict=True)}
     return Stage(
@@ -38,6 +40,8 @@ def stage(
         run=aggregate,
         arguments=(config, scanned, weights, parent_run_id, folder, pictures),
         needs=registered,
+        parts=(RESULT_FILE, "report.html", "report.md"),
+        complete=SameRun("parent_run_id", parent_run_id),
     )
 
 
@@ -89,7 +93,10 @@ def _cross_validation(
         mean_fb_iou=mean([fold.score.fb_iou for fold in folds]),
         parent_run_id=parent_run_id,
         config=config.to_json(),
-        fingerprints=provenance.fingerprints(scanned, weights),
+        fingerprints={
+            **provenance.fingerprints(scanned, weights),
+            **{f"fold {fold.fold}, trained by commit": fold.git_commit for fold in folds},
+        },
         git_commit=provenance.git_commit(),
         versions=provenance.versions(),
         learnable_parameters=learnable,
@@ -97,7 +104,7 @@ def _cross_validation(
         artifacts={
             "store": config.store,
             "tracking": config.tracking_uri,
-            **{f"fold {fold.fold} model": fold.checkpoint for fold in folds},
+            **{f"fold {fold.fold} model": storage.join(config.store, fold.checkpoint) for fold in folds},
         },
     )
 

@@ -46,7 +46,6 @@ def connected(address: str = "") -> Iterator[dict[str, float]]:
         options["address"] = target
     else:
         options |= {
-            "num_cpus": os.cpu_count(),
             "include_dashboard": False,
             "object_store_memory": _LOCAL_OBJECT_STORE_BYTES,
             "runtime_env": {"worker_process_setup_hook": _quiet},

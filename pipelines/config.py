@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -60,6 +61,8 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         if self.protocol not in ("published", "balanced"):
             raise InputError(f"protocol must be published or balanced, got {self.protocol!r}")
+        if self.evaluation_seed < 0:
+            raise InputError(f"evaluation_seed must be 0 or more, got {self.evaluation_seed}")
         for name in ("evaluation_episodes", "threshold_episodes", "panels_each"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be 1 or more, got {getattr(self, name)}")
@@ -79,7 +82,8 @@ class ComputeConfig:
     loader_processes: int = 0
     """Processes per worker that read and decode; 0: the worker itself."""
     feature_cache_gib: float = 4.0
-    """Memory per worker for features of the frozen backbone, GiB; 0 computes them anew each time."""
+    """Memory per CPU worker for features of the frozen backbone, GiB; 0 computes them anew each time. On a GPU
+    they always are: there the backbone is quick and memory dear."""
     max_failures: int = 3
     """Times that a fold is started again from its last checkpoint after a lost worker."""
     checkpoint_every_steps: int = 0
@@ -93,8 +97,13 @@ class ComputeConfig:
                 f"workers and cpus_per_worker must be 1 or more, got {self.workers} and {self.cpus_per_worker}"
             )
         for name in ("loader_processes", "feature_cache_gib", "max_failures", "checkpoint_every_steps"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name} must be 0 or more, got {getattr(self, name)}")
+
+    @property
+    def feature_cache_bytes(self) -> int:
+        """What `feature_cache_gib` comes to."""
+        return 0 if self.use_gpu else int(self.feature_cache_gib * 2**30)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,13 +206,10 @@ def parse(kind: type[T], argv: Sequence[str] | None, prog: str, description: str
 
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        chosen = {
-            name: _peek(argv, f"--{name}") or default
-            for name, default in (("recipe", "default"), ("dataset", ""), ("config", ""))
-        }
-        defaults = recipes.named(chosen["recipe"], chosen["dataset"])
-        if chosen["config"]:
-            defaults = replay(defaults, _read_json(chosen["config"]))
+        file = _peek(argv, "--config")
+        recorded = _read_json(file) if file else {}
+        dataset = _peek(argv, "--dataset") or str(recorded.get("dataset", ""))
+        defaults = replay(recipes.named(_peek(argv, "--recipe") or "default", dataset), recorded)
         return tyro.cli(
             kind,
             args=argv,

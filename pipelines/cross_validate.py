@@ -14,7 +14,7 @@ if __package__ in (None, ""):
     # Run as a file: the folder that holds the packages goes where Python put this one.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipelines.graph import run_stages
+from pipelines.job import run_stages
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -32,8 +32,13 @@ class Stage:
     after: tuple[Stage, ...] = ()
     """Stages to wait for without needing their results: order where the cluster lacks room."""
     cpus: float = 1
+    gpus: float = 0
+    parts: tuple[str, ...] = ()
+    """Files beside the result that belong to it: with one of them gone, the stage is not done."""
+    scratch: str = ""
+    """Folder that is of no use any more once the result is written."""
     complete: Callable[[Result], bool] = field(default=lambda result: True)
-    """Whether a recorded result's files are still there."""
+    """Whether a recorded result still holds."""
 
     @property
     def folder(self) -> str:
@@ -48,11 +53,25 @@ class Stage:
     def recorded(self) -> Result | None:
         """The durable result, or None."""
         result = storage.read_json(self.result)
-        return result if result is not None and self.complete(result) else None
+        if result is None or not all(storage.exists(storage.join(self.folder, part)) for part in self.parts):
+            return None
+        return result if self.complete(result) else None
 
 
 class StageFailedError(RuntimeError):
     """Some stages failed; the others' results are kept."""
+
+    def __init__(self, message: str, stages: Sequence[str]) -> None:
+        super().__init__(message)
+        self.stages = tuple(stages)
+
+
+class StageInputError(InputError):
+    """Some stages failed, and one of them because of what the user gave."""
+
+    def __init__(self, message: str, stages: Sequence[str]) -> None:
+        super().__init__(message)
+        self.stages = tuple(stages)
 
 
 @dataclass(frozen=True)
@@ -107,7 +126,7 @@ def plan(targets: Sequence[Stage]) -> Plan:
 def execute(targets: Sequence[Stage]) -> dict[str, Result]:
     """Run what is missing; results of the targets by name.
 
-    Raises InputError when a stage found bad input, StageFailedError when one failed otherwise; either
+    Raises StageInputError when a stage found bad input, StageFailedError when one failed otherwise; either
     way all that does not depend on it has been finished first.
     """
     import ray
@@ -119,8 +138,9 @@ def execute(targets: Sequence[Stage]) -> dict[str, Result]:
     waiting = {}
     for stage in planned.pending:
         order = [refs[earlier.name] for earlier in stage.after if earlier.name in refs]
-        refs[stage.name] = task.options(name=stage.name, num_cpus=stage.cpus, max_retries=3).remote(
-            stage.name, stage.result, stage.run, stage.arguments, order, *(refs[n.name] for n in stage.needs)
+        options = {"name": stage.name, "num_cpus": stage.cpus, "num_gpus": stage.gpus, "max_retries": 3}
+        refs[stage.name] = task.options(**options).remote(
+            stage.result, stage.scratch, stage.run, stage.arguments, order, *(refs[n.name] for n in stage.needs)
         )
         waiting[refs[stage.name]] = stage.name
     failures: dict[str, BaseException] = {}
@@ -140,8 +160,8 @@ def execute(targets: Sequence[Stage]) -> dict[str, Result]:
 
 
 def _run(
-    name: str,
     result_uri: str,
+    scratch: str,
     run: Callable[..., Result],
     arguments: tuple[Any, ...],
     order: list[Any],
@@ -154,24 +174,29 @@ def _run(
         ray.wait(order, num_returns=len(order), fetch_local=False)
     result = run(*arguments, *needed)
     storage.write_json(result_uri, result)
+    if scratch:
+        storage.remove(scratch)
     return result
 
 
 def _cause(error: BaseException) -> BaseException:
     """What went wrong in the task, without Ray's wrapping."""
-    cause = getattr(error, "cause", None)
-    return _cause(cause) if isinstance(cause, BaseException) else error
+    # Ray Train's errors hold what each worker raised, or what the controller did.
+    workers = getattr(error, "worker_failures", None)
+    inner = next(iter(workers.values())) if workers else getattr(error, "controller_failure", None)
+    inner = inner or getattr(error, "cause", None)
+    return _cause(inner) if isinstance(inner, BaseException) else error
 
 
 def _raise(failures: Mapping[str, BaseException]) -> None:
     # A stage downstream fails with the cause of the one upstream: name each cause once, where it arose.
     causes: dict[str, str] = {}
     for name, error in failures.items():
-        causes.setdefault(f"{type(error).__name__}: {error}", name)
-    for error in failures.values():
-        if isinstance(error, InputError):
-            raise InputError(str(error)) from error
-    text = "\n".join(f"  {name}: {cause}" for cause, name in causes.items())
-    raise StageFailedError(
-        f"{len(causes)} stage(s) failed; submit the same job again to go on from what is done:\n{text}"
-    ) from next(iter(failures.values()))
+        text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        causes.setdefault(text, name)
+    lines = "\n".join(f"  {name}: {text}" for text, name in causes.items())
+    of_input = [error for error in failures.values() if isinstance(error, InputError)]
+    message = f"{len(causes)} stage(s) failed; submit the same job again to go on from what is done:\n{lines}"
+    if of_input:
+        raise StageInputError(message, list(failures)) from of_input[0]
+    raise StageFailedError(message, list(failures)) from next(iter(failures.values()))

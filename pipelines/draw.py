@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from mshnet.errors import InputError
@@ -34,9 +35,9 @@ class DrawnTraining(Record):
 
     fold: int
     folder: str
-    """Of the tables."""
+    """Of the tables, below the store's root."""
     store: str
-    """Of the images."""
+    """Of the images, below the store's root."""
     split_lists: str
     """lists:HASH or the rule."""
     selection: str
@@ -56,9 +57,9 @@ class DrawnTest(Record):
 
     fold: int
     folder: str
-    """Of the tables."""
+    """Of the tables, below the store's root."""
     store: str
-    """Of the images."""
+    """Of the images, below the store's root."""
     protocol: str
     """Of the test episodes, in words."""
     novel_classes: tuple[int, ...]
@@ -92,20 +93,34 @@ class _Fold:
 
 def training_stage(config: CrossValidationConfig, scanned: Scan, sealed: Stage, fold: int) -> Stage:
     """Draw what a fold trains on."""
-    chosen_on = _evaluation_key(config) if config.validation.selection == "novel" else []
-    key = fingerprint("draw training", *_common_key(config, sealed, fold), config.to_json()["validation"], chosen_on)
-    return _stage("training", draw_training, config, scanned, sealed, fold, key)
+    validation = config.validation
+    chosen_on: Any = {
+        "base": [validation.held_out_classes, validation.validation_episodes],
+        "novel": _test_key(config),
+        "last": [],
+    }[validation.selection]
+    key = fingerprint("draw training", *_common_key(config, sealed, fold), validation.selection, chosen_on)
+    return _stage("training", draw_training, (EPISODES, PAIRS), config, scanned, sealed, fold, key)
 
 
 def test_stage(config: CrossValidationConfig, scanned: Scan, sealed: Stage, fold: int) -> Stage:
     """Draw what a fold is tested on."""
-    held_out = [config.validation.selection == "base", config.validation.held_out_classes]
-    key = fingerprint("draw test", *_common_key(config, sealed, fold), _evaluation_key(config), held_out)
-    return _stage("test", draw_test, config, scanned, sealed, fold, key)
+    # The threshold's episodes are of the classes that training draws from.
+    held_out = config.validation.held_out_classes if config.validation.selection == "base" else 0
+    threshold = [config.evaluation.threshold_episodes, held_out]
+    key = fingerprint("draw test", *_common_key(config, sealed, fold), _test_key(config), threshold)
+    return _stage("test", draw_test, (EPISODES,), config, scanned, sealed, fold, key)
 
 
 def _stage(
-    what: str, run: Any, config: CrossValidationConfig, scanned: Scan, sealed: Stage, fold: int, key: str
+    what: str,
+    run: Any,
+    parts: tuple[str, ...],
+    config: CrossValidationConfig,
+    scanned: Scan,
+    sealed: Stage,
+    fold: int,
+    key: str,
 ) -> Stage:
     folder = storage.join(config.store, "episodes", f"{config.dataset}-fold{fold}-{config.shot}shot-{what}-{key}")
     return Stage(
@@ -114,21 +129,29 @@ def _stage(
         run=run,
         arguments=(config, fold, folder, store_uri(config, scanned)),
         needs=(sealed,),
+        parts=parts,
     )
 
 
 def _common_key(config: CrossValidationConfig, sealed: Stage, fold: int) -> list[Any]:
-    from mshnet.data.splits import read_split_lists
-
     lists = f"rule {config.min_object_px}"
     if config.split_lists:
-        lists = read_split_lists(config.dataset, config.split_lists, fold).origin
+        lists = _origin(config.dataset, config.split_lists, fold)
     flags = [config.removes_novel, config.skip_small_classes]
     return [CODE_VERSION, sealed.key, lists, fold, config.shot, *flags, config.training.seed]
 
 
-def _evaluation_key(config: CrossValidationConfig) -> Mapping[str, Any]:
-    return {name: value for name, value in config.to_json()["evaluation"].items() if name != "panels_each"}
+@cache
+def _origin(dataset: str, split_lists: str, fold: int) -> str:
+    from mshnet.data.splits import read_split_lists
+
+    return read_split_lists(dataset, split_lists, fold).origin
+
+
+def _test_key(config: CrossValidationConfig) -> list[Any]:
+    evaluation = config.evaluation
+    seed = evaluation.evaluation_seed if evaluation.protocol == "balanced" else None
+    return [evaluation.protocol, evaluation.evaluation_episodes, seed]
 
 
 def draw_training(
@@ -140,27 +163,27 @@ def draw_training(
     from mshnet.data.tables import write_episodes, write_pairs
 
     images = ImageStore(store)
+    images.verify()  # once, before anything is trained on them
     lists = _read_fold(config, fold, images)
     base, small = _usable(config, lists.training, lists.base, lists.names)
     validation: list[Episode] = []
+    chosen_on: tuple[int, ...] = ()
     if config.validation.selection == "novel":
         validation = _test_episodes(config, fold, lists)
     elif config.validation.selection == "base":
-        validation = sampled_episodes(
-            [pair for pair in lists.train if pair[1] in lists.held_out],
-            config.shot,
-            config.validation.validation_episodes,
-            config.training.seed,
-            lists.names,
-        )
+        held_out = [pair for pair in lists.train if pair[1] in lists.held_out]
+        chosen_on, too_small = _usable(config, held_out, lists.held_out, lists.names)
+        small += too_small
+        count = config.validation.validation_episodes
+        validation = sampled_episodes(held_out, config.shot, count, config.training.seed, lists.names)
     write_pairs(storage.join(folder, PAIRS), images, lists.training)
     write_episodes(storage.join(folder, EPISODES), images, fold, config.shot, {"validation": validation})
     return DrawnTraining(
         fold=fold,
-        folder=folder,
-        store=store,
+        folder=storage.below(config.store, folder),
+        store=storage.below(config.store, store),
         split_lists=lists.origin,
-        selection=_selection_label(config, [lists.names[c] for c in lists.held_out]),
+        selection=_selection_label(config, [lists.names[c] for c in chosen_on]),
         base_classes=base,
         left_out=small,
         training_pairs=len(lists.training),
@@ -184,11 +207,12 @@ def draw_test(
     )
     write_episodes(storage.join(folder, EPISODES), images, fold, config.shot, {"test": test, "threshold": threshold})
     small = small_classes(lists.val, lists.novel, config.shot)
-    tested = tuple(c for c in lists.novel if c not in small)
+    # With fewer episodes than pairs, a walk through the list may not reach every class.
+    tested = tuple(sorted({episode.class_id for episode in test}))
     return DrawnTest(
         fold=fold,
-        folder=folder,
-        store=store,
+        folder=storage.below(config.store, folder),
+        store=storage.below(config.store, store),
         protocol=_protocol_label(config, len(tested), len(lists.novel)),
         novel_classes=tested,
         left_out=tuple(lists.names[c] for c in small),
@@ -273,7 +297,7 @@ def _selection_label(config: CrossValidationConfig, held_out: list[str]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw only: the job's stages up to the folds' episodes."""
-    from pipelines.graph import run_stages
+    from pipelines.job import run_stages
 
     return run_stages(
         argv,

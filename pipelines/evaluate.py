@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mshnet.errors import InputError
 from pipelines import storage
 from pipelines.config import CrossValidationConfig, fingerprint
 from pipelines.dag import Stage
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 CODE_VERSION = 1
 """Raise it when the same weights would give other numbers or pictures."""
 TRAINED = "trained"
+CURVES, BARS = "curves.png", "classes.png"
 
 
 def stage(config: CrossValidationConfig, drawn: tuple[Stage, Stage], trained: Stage, fold: int) -> Stage:
@@ -43,6 +45,8 @@ def stage(config: CrossValidationConfig, drawn: tuple[Stage, Stage], trained: St
         arguments=(config, folder),
         needs=(*drawn, trained),
         cpus=config.compute.cpus_per_worker,
+        gpus=1 if config.compute.use_gpu else 0,
+        parts=(CURVES, BARS),
     )
 
 
@@ -62,19 +66,19 @@ def evaluate_fold(
     from mshnet.data.tables import read_episodes
     from mshnet.engine import evaluate, network_predictor
     from mshnet.features import FeatureCache
-    from pipelines.worker import Relation, build_network
+    from pipelines.network import Relation, build_network
 
     training, drawn = DrawnTraining.from_json(training_result), DrawnTest.from_json(test_result)
     trained = TrainedFold.from_json(trained_result)
     started = time.monotonic()
     torch.set_num_threads(config.compute.cpus_per_worker)
-    device = torch.device("cuda" if config.compute.use_gpu and torch.cuda.is_available() else "cpu")
-    store = ImageStore(drawn.store)
-    tables = storage.join(drawn.folder, EPISODES)
+    device = _device(config)
+    store = ImageStore(storage.join(config.store, drawn.store))
+    tables = storage.join(config.store, drawn.folder, EPISODES)
     test = read_episodes(tables, store, "test")
-    model = load_model(trained.model, config.model).to(device)
+    model = load_model(storage.join(config.store, trained.model), config.model).to(device)
     untrained = build_network(config).to(device).eval()
-    features = FeatureCache(model.backbone, int(config.compute.feature_cache_gib * 2**30))
+    features = FeatureCache(model.backbone, config.compute.feature_cache_bytes)
     on_base = _batches(
         config, store, read_episodes(tables, store, "threshold"), device, f"fold {drawn.fold}: baseline's threshold"
     )
@@ -109,7 +113,16 @@ def evaluate_fold(
         run_id=trained.run_id,
         model_version=None,
         checkpoint=trained.model,
+        git_commit=trained.git_commit,
     ).to_json()
+
+
+def _device(config: CrossValidationConfig) -> torch.device:
+    import torch
+
+    if config.compute.use_gpu and not torch.cuda.is_available():
+        raise InputError("expected a GPU for the evaluation, found none that torch can use; leave out --use-gpu")
+    return torch.device("cuda" if config.compute.use_gpu else "cpu")
 
 
 def _batches(
@@ -198,10 +211,10 @@ def _pictures(folder: str, fold: int, trained: TrainedFold, scores: Mapping[str,
     from mshnet.visualize import class_bars, learning_curves
 
     curve = [(record.epoch, record.loss, record.validation_miou) for record in trained.history]
-    storage.write_bytes(storage.join(folder, "curves.png"), learning_curves({f"fold {fold}": curve}))
+    storage.write_bytes(storage.join(folder, CURVES), learning_curves({f"fold {fold}": curve}))
     bars = class_bars({name: score.class_iou for name, score in scores.items()})
-    storage.write_bytes(storage.join(folder, "classes.png"), bars)
-    return "curves.png", "classes.png"
+    storage.write_bytes(storage.join(folder, BARS), bars)
+    return CURVES, BARS
 
 
 def _ranked(iou: np.ndarray, queries: Sequence[str], each: int) -> list[tuple[str, int]]:
@@ -226,7 +239,7 @@ def _pixels(image: torch.Tensor) -> np.ndarray:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate only: the job's stages up to the folds' numbers."""
-    from pipelines.graph import run_stages
+    from pipelines.job import run_stages
 
     return run_stages(
         argv,

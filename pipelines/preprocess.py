@@ -38,9 +38,12 @@ def scan(config: CrossValidationConfig) -> Scan:
     from mshnet.data.source import open_source
 
     if config.dataset == "shapes":
-        from mshnet.data.shapes import write_voc
+        from mshnet.data.shapes import is_generated, write_voc
 
-        write_voc(config.source)
+        if "://" in config.source:
+            raise InputError(f"generated pictures are written to a local folder, got {config.source!r}; give a path")
+        if not is_generated(config.source):
+            write_voc(config.source)
     source = open_source(config.dataset, config.source)
     images = len(source.records())
     if images == 0:
@@ -154,7 +157,7 @@ def seal(config: CrossValidationConfig, folder: str, scanned: Scan, *shards: Map
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Preprocess only: the job's first stages."""
-    from pipelines.graph import run_stages
+    from pipelines.job import run_stages
 
     return run_stages(
         argv,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +32,31 @@ def stage(
     evaluated: Stage,
     fold: int,
     run_id: str,
+    job: str,
 ) -> Stage:
-    """Record and register a fold; `data` is the source's fingerprint, `drawn` what it trains and is tested on."""
-    key = fingerprint("register", CODE_VERSION, evaluated.key, run_id, config.model_name)
+    """Record and register a fold of a job; `data` is the source's fingerprint, `drawn` what it trains and tests on."""
+    place = [config.tracking_uri, config.experiment, config.model_name]
+    key = fingerprint("register", CODE_VERSION, evaluated.key, job, *place)
     return Stage(
         name=f"register fold {fold}",
         result=storage.join(config.store, "registrations", f"{config.dataset}-fold{fold}-{key}.json"),
         run=register_fold,
         arguments=(config, data, run_id, evaluated.folder),
         needs=(*drawn, trained, evaluated),
+        complete=SameRun("run_id", run_id),
     )
+
+
+@dataclass(frozen=True)
+class SameRun:
+    """A result counts only for the run that it was logged to: a new tracker gets everything anew."""
+
+    field: str
+    run_id: str
+    """Empty in a dry run, which starts none."""
+
+    def __call__(self, result: Mapping[str, Any]) -> bool:
+        return not self.run_id or bool(result[self.field] == self.run_id)
 
 
 def register_fold(
@@ -58,9 +74,10 @@ def register_fold(
     trained = TrainedFold.from_json(trained_result)
     result = FoldResult.from_json(evaluated_result)
     tracker = Tracker(config.tracking_uri, config.experiment)
-    if trained.run_id != run_id:
-        # Weights of an earlier job: its curves belong to this one's run too.
-        for record in trained.history:
+    # Of weights that an earlier job trained, or where the tracker was away.
+    logged = tracker.logged_epochs(run_id)
+    for record in trained.history:
+        if record.epoch not in logged:
             tracker.log_epoch(run_id, record)
     tracker.log_metrics(run_id, _metrics(result))
     tracker.log_params(run_id, {"drawn": {**_params(training), **_params(test)}})
@@ -95,15 +112,16 @@ def _registered(
     from mshnet.checkpoint import WEIGHTS_FILE, read_config
 
     # The episodes' hash is part of the protocol: only numbers on the same episodes are compared.
-    protocol = f"{test.protocol}, episodes {test.episodes_hash}, {result.selection.split(' (')[0]}"
+    protocol = f"{test.protocol}, episodes {test.episodes_hash}, {result.selection.split(' (')[0]}, data {data[:12]}"
+    model = storage.join(config.store, result.checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder, WEIGHTS_FILE)
-        weights.write_bytes(storage.read_bytes(storage.join(result.checkpoint, WEIGHTS_FILE)))
+        weights.write_bytes(storage.read_bytes(storage.join(model, WEIGHTS_FILE)))
         version = tracker.register(
             config.model_name,
             run_id,
             weights,
-            read_config(result.checkpoint),
+            read_config(model),
             result.score.miou,
             protocol,
             result.fold,
@@ -125,7 +143,7 @@ def _description(config: CrossValidationConfig, result: FoldResult) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Register only: the job's stages up to the registry."""
-    from pipelines.graph import run_stages
+    from pipelines.job import run_stages
 
     return run_stages(
         argv, "python -m pipelines.register", "Record and register the folds.", lambda graph: graph.registered

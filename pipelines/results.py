@@ -172,7 +172,9 @@ class FoldResult(Record):
     run_id: str
     model_version: str | None
     checkpoint: str
-    """URI."""
+    """Folder of the model, below the store's root."""
+    git_commit: str = "unknown"
+    """Of the code that trained."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Where durable things lie: the only module that knows object storage. Paths and fsspec URIs are the same to it."""
+"""Where the pipelines' durable things lie. Local paths and fsspec URIs are the same to it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import fsspec
 
 from mshnet.data.files import write_atomically
+from mshnet.errors import InputError
 
 
 def absolute(uri: str) -> str:
@@ -21,6 +22,14 @@ def absolute(uri: str) -> str:
 def join(uri: str, *names: str) -> str:
     """A place below a place."""
     return posixpath.join(uri, *names)
+
+
+def below(root: str, uri: str) -> str:
+    """The part of a URI below a place: what is recorded, so that a store can be moved."""
+    prefix = root.rstrip("/") + "/"
+    if not uri.startswith(prefix):
+        raise ValueError(f"{uri!r} is not below {root!r}")
+    return uri.removeprefix(prefix)
 
 
 def exists(uri: str) -> bool:
@@ -48,12 +57,16 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 def read_json(uri: str) -> dict[str, Any] | None:
-    """A JSON object; None where there is none, or only a damaged one that a crash left."""
+    """A JSON object; None where there is none. Raises InputError for a damaged one: no crash of ours leaves it."""
     try:
         data = json.loads(read_bytes(uri))
-    except (FileNotFoundError, ValueError):
+    except FileNotFoundError:
         return None
-    return data if isinstance(data, dict) else None
+    except ValueError as error:
+        raise InputError(f"expected JSON in {uri!r}: {error}; delete the file to make it again") from error
+    if not isinstance(data, dict):
+        raise InputError(f"expected a JSON object in {uri!r}, found {type(data).__name__}; delete it to make it again")
+    return data
 
 
 def write_json(uri: str, data: Mapping[str, Any]) -> None:

@@ -80,6 +80,10 @@ class Tracker:
             values["validation/miou"] = record.validation_miou
         self.log_metrics(run_id, values, record.epoch)
 
+    def logged_epochs(self, run_id: str) -> set[int]:
+        """Epochs that `log_epoch` has logged to the run."""
+        return {point.step for point in self._client().get_metric_history(run_id, "train/loss")}
+
     def log_metrics(self, run_id: str, values: Mapping[str, float], step: int = 0) -> None:
         """Numbers at a step; "/" in a name groups the charts."""
         from mlflow.entities import Metric
@@ -262,7 +266,11 @@ class Tracker:
         if found:
             run_id = str(found[0].info.run_id)
             client.update_run(run_id, status="RUNNING", name=name)
-            self.set_tags(run_id, tags)
+            # What made the numbers that are there stays; another commit is noted beside it.
+            known = found[0].data.tags
+            self.set_tags(run_id, {key: value for key, value in tags.items() if key not in known})
+            if known.get("git_commit") != tags.get("git_commit"):
+                self.set_tags(run_id, {"mshnet.resubmitted_commit": tags.get("git_commit", "unknown")})
         else:
             run_id = str(client.create_run(experiment_id, tags=tags, run_name=name).info.run_id)
         self.log_params(run_id, params)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines import storage
+from pipelines import provenance, storage
 from pipelines.config import CrossValidationConfig, fingerprint
 from pipelines.dag import Stage
 from pipelines.draw import DrawnTraining
@@ -19,6 +19,8 @@ from pipelines.results import EpochRecord, Record
 
 CODE_VERSION = 1
 """Raise it when the same episodes would give other weights."""
+MODEL, RUN = "model", "run"
+WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"  # of mshnet.checkpoint, which loads torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,32 +29,42 @@ class TrainedFold(Record):
 
     fold: int
     model: str
-    """Folder (path or URI) of the model."""
+    """Folder of the model, below the store's root."""
     history: list[EpochRecord]
     best_epoch: int
     train_episodes: int
     train_s: float
     run_id: str
     """MLflow run that the training was logged in; a job that reuses the weights has runs of its own."""
+    git_commit: str
+    """Of the code that trained."""
 
 
 def stage(
-    config: CrossValidationConfig, weights: str, drawn: Stage, fold: int, run_id: str, after: tuple[Stage, ...]
+    config: CrossValidationConfig,
+    inputs: Mapping[str, str],
+    drawn: Stage,
+    fold: int,
+    run_id: str,
+    after: tuple[Stage, ...],
 ) -> Stage:
-    """Train a fold; `weights` identifies the backbone's."""
-    folder = storage.join(config.store, "folds", f"{config.dataset}-fold{fold}-{key(config, weights, drawn)}")
+    """Train a fold; `inputs` are the fingerprints of the data and of the backbone's weights."""
+    folder = storage.join(config.store, "folds", f"{config.dataset}-fold{fold}-{key(config, inputs, drawn)}")
     return Stage(
         name=f"train fold {fold}",
         result=storage.join(folder, "result.json"),
         run=train_fold,
-        arguments=(config, folder, run_id),
+        arguments=(config, inputs, folder, run_id),
         needs=(drawn,),
         after=after,
         cpus=0,  # waits for its workers, which hold the cores
+        parts=(storage.join(MODEL, WEIGHTS_FILE), storage.join(MODEL, CONFIG_FILE)),
+        # Optimizer states of a finished fold are of no more use, and twice the model's size.
+        scratch=storage.join(folder, RUN),
     )
 
 
-def key(config: CrossValidationConfig, weights: str, drawn: Stage) -> str:
+def key(config: CrossValidationConfig, inputs: Mapping[str, str], drawn: Stage) -> str:
     """Fingerprint of a fold's weights.
 
     GPU workers share their batch statistics, so their number changes rounding only; CPU workers do not.
@@ -60,11 +72,15 @@ def key(config: CrossValidationConfig, weights: str, drawn: Stage) -> str:
     plain = config.to_json()
     groups = 1 if config.compute.use_gpu else config.compute.workers
     settings = (plain["model"], plain["training"], config.precision, groups)
-    return fingerprint("train", CODE_VERSION, drawn.key, weights, *settings)
+    return fingerprint("train", CODE_VERSION, drawn.key, inputs["backbone_weights"], *settings)
 
 
 def train_fold(
-    config: CrossValidationConfig, folder: str, run_id: str, drawn_result: Mapping[str, Any]
+    config: CrossValidationConfig,
+    inputs: Mapping[str, str],
+    folder: str,
+    run_id: str,
+    drawn_result: Mapping[str, Any],
 ) -> Mapping[str, Any]:
     """Run Ray Train, going on from the last checkpoint where there is one, and keep the chosen weights."""
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
@@ -87,7 +103,7 @@ def train_fold(
         ),
         run_config=RunConfig(
             # The same name finds the checkpoints of an interrupted run.
-            name="run",
+            name=RUN,
             logging_config=LoggingConfig(log_level="WARNING"),
             storage_path=path,
             storage_filesystem=filesystem,
@@ -98,17 +114,22 @@ def train_fold(
         ),
     )
     result = trainer.fit()
-    trained = _keep(config, folder, run_id, drawn, result)
-    # Optimizer states of a finished fold are of no more use, and twice the model's size.
-    storage.remove(storage.join(folder, "run"))
-    return trained.to_json()
+    return _keep(config, inputs, folder, run_id, drawn, result).to_json()
 
 
-def _keep(config: CrossValidationConfig, folder: str, run_id: str, drawn: DrawnTraining, result: Any) -> TrainedFold:
+def _keep(
+    config: CrossValidationConfig,
+    inputs: Mapping[str, str],
+    folder: str,
+    run_id: str,
+    drawn: DrawnTraining,
+    result: Any,
+) -> TrainedFold:
     import torch
 
     from mshnet.checkpoint import save_model
-    from pipelines.worker import PROGRESS_FILE, STATE_FILE, Progress, build_network
+    from pipelines.network import build_network
+    from pipelines.worker import PROGRESS_FILE, STATE_FILE, Progress
 
     best, _ = max(result.best_checkpoints, key=lambda pair: pair[1]["score"])
     with result.checkpoint.as_directory() as last:
@@ -118,7 +139,7 @@ def _keep(config: CrossValidationConfig, folder: str, run_id: str, drawn: DrawnT
         state = torch.load(Path(chosen, STATE_FILE), map_location="cpu", weights_only=True)
     model = build_network(config)
     model.relation.load_state_dict(state["relation"])
-    model_folder = storage.join(folder, "model")
+    model_folder = storage.join(folder, MODEL)
     save_model(
         model,
         model_folder,
@@ -128,23 +149,27 @@ def _keep(config: CrossValidationConfig, folder: str, run_id: str, drawn: DrawnT
             "fold": drawn.fold,
             "best_epoch": best_epoch,
             "selection": drawn.selection,
+            "fingerprints": dict(inputs),
+            "git_commit": provenance.git_commit(),
+            "versions": provenance.versions(),
             "config": config.to_json(),
         },
     )
     return TrainedFold(
         fold=drawn.fold,
-        model=model_folder,
+        model=storage.below(config.store, model_folder),
         history=progress.history,
         best_epoch=best_epoch,
         train_episodes=progress.step * config.training.global_batch,
         train_s=progress.train_s,
         run_id=run_id,
+        git_commit=provenance.git_commit(),
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train only: the job's stages up to the folds' weights."""
-    from pipelines.graph import run_stages
+    from pipelines.job import run_stages
 
     return run_stages(argv, "python -m pipelines.train", "Train the folds.", lambda graph: graph.trained)
 

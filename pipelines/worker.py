@@ -7,7 +7,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,17 +14,15 @@ from typing import TYPE_CHECKING, Any
 from pipelines import storage
 from pipelines.config import CrossValidationConfig
 from pipelines.draw import EPISODES, PAIRS, DrawnTraining
+from pipelines.network import Relation, build_network
 from pipelines.results import EpochRecord, Record
 from pipelines.tracking import Tracker
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
-    from mshnet.backbone import Features
     from mshnet.data.batches import EpisodeBatch
     from mshnet.data.episodes import Episode
-    from mshnet.model import MSHNet, Prediction
 
 STATE_FILE, PROGRESS_FILE = "state.pt", "progress.json"
 
@@ -44,44 +41,6 @@ class Progress(Record):
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     """Total, outer and inner loss summed over the updates of the epoch begun."""
     train_s: float = 0.0
-
-
-def build_network(config: CrossValidationConfig) -> MSHNet:
-    """The network before training: weights drawn from the seed, backbone loaded."""
-    import torch
-
-    from mshnet.checkpoint import load_backbone_weights
-    from mshnet.model import MSHNet
-
-    torch.manual_seed(config.training.seed)
-    model = MSHNet(config.model)
-    load_backbone_weights(model.backbone, config.backbone_weights, config.training.seed)
-    return model
-
-
-@dataclass
-class Relation:
-    """The learnable part at the configured precision; outputs are float32."""
-
-    module: torch.nn.Module
-    precision: str
-
-    def __call__(self, query: Features, support: Features, masks: Tensor) -> Prediction:
-        from mshnet.model import Prediction
-
-        with _autocast(self.precision, masks.device):
-            prediction: Prediction = self.module(query, support, masks)
-        return Prediction(
-            logits=prediction.logits.float(),
-            logits_low=prediction.logits_low.float(),
-            inner_logits=tuple(logits.float() for logits in prediction.inner_logits),
-        )
-
-
-def _autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    import torch
-
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -117,21 +76,22 @@ class _Worker:
         self.tracker = Tracker(config.tracking_uri, config.experiment)
         torch.set_num_threads(config.compute.cpus_per_worker)
         self.device = ray.train.torch.get_device()
-        self.store = ImageStore(drawn.store)
+        self.store = ImageStore(storage.join(config.store, drawn.store))
+        tables = storage.join(config.store, drawn.folder)
         self.sampler = TrainingSampler(
-            read_pairs(storage.join(drawn.folder, PAIRS), self.store),
+            read_pairs(storage.join(tables, PAIRS), self.store),
             drawn.base_classes,
             config.shot,
             self.training.seed,
             self.training.episodes_per_epoch,
         )
-        validation = read_episodes(storage.join(drawn.folder, EPISODES), self.store, "validation")
+        validation = read_episodes(storage.join(tables, EPISODES), self.store, "validation")
         # Every rank judges its share; the counts are integers, so the sum does not know how it was shared.
         self.validation = validation[self.rank :: self.world_size]
         self.validation_classes = sorted({episode.class_id for episode in validation})
         model = build_network(config).to(self.device)
         self.backbone, self.bare = model.backbone, model.relation
-        self.features = FeatureCache(model.backbone, int(config.compute.feature_cache_gib * 2**30))
+        self.features = FeatureCache(model.backbone, config.compute.feature_cache_bytes)
         if self._syncs_batch_norm():
             torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.bare)
         self.module = ray.train.torch.prepare_model(self.bare)
@@ -153,6 +113,8 @@ class _Worker:
             self._epoch(self.progress.step // self.training.steps_per_epoch)
 
     def _epoch(self, epoch: int) -> None:
+        from ray.experimental import tqdm_ray
+
         from mshnet.data.batches import EpisodeDataset, load_batches
         from mshnet.engine import train_step
 
@@ -166,7 +128,18 @@ class _Worker:
         self.module.train()
         started, sums = time.monotonic(), list(self.progress.sums)
         train_s, first = self.progress.train_s, self.progress.step
+        bar = (
+            tqdm_ray.tqdm(
+                total=training.steps_per_epoch,
+                desc=f"fold {self.drawn.fold}: epoch {epoch + 1}/{training.epochs}",
+                flush_interval_s=5,
+            )
+            if self.rank == 0
+            else None
+        )
         for step, batch in zip(steps, batches, strict=True):
+            if bar:
+                bar.update(1)
             for group in self.optimizer.param_groups:
                 group["lr"] = training.learning_rate_at(step)
             self._seed_dropout(step)
@@ -179,10 +152,12 @@ class _Worker:
                 self.progress = Progress(
                     step=done,
                     history=self.progress.history,
-                    sums=sums,
+                    sums=self._mean_over_ranks(sums),
                     train_s=train_s + time.monotonic() - started,
                 )
                 self._report(score=-1.0)
+        if bar:
+            bar.close()
         elapsed = time.monotonic() - started
         self._finish_epoch(epoch, len(steps), self._mean_over_ranks(sums), elapsed, train_s, first)
 
@@ -205,8 +180,9 @@ class _Worker:
         self.progress = Progress(
             step=first + steps, history=[*self.progress.history, record], train_s=train_s + elapsed
         )
+        self._report(score=float(epoch) if validated is None else validated)
         if self.rank == 0:
-            self.tracker.log_epoch(self.run_id, record)
+            self._log(record)
             tail = "" if validated is None else f", validation mIoU {100 * validated:.1f}"
             print(
                 f"fold {self.drawn.fold}: epoch {epoch + 1}/{training.epochs}, loss {total:.4f}, "
@@ -214,7 +190,14 @@ class _Worker:
                 file=sys.stderr,
                 flush=True,
             )
-        self._report(score=float(epoch) if validated is None else validated)
+
+    def _log(self, record: EpochRecord) -> None:
+        try:
+            self.tracker.log_epoch(self.run_id, record)
+        except Exception as error:  # noqa: BLE001 - whatever ails the tracker, training goes on
+            # The checkpoint holds the record, and registering the fold logs what is missing.
+            message = f"fold {self.drawn.fold}: the tracker did not answer ({error}); going on"
+            print(message, file=sys.stderr, flush=True)
 
     def _positions(self, step: int) -> range:
         """This rank's episodes of an update: its part of the global batch."""
@@ -246,6 +229,10 @@ class _Worker:
 
         if not self.validation_classes:
             return None
+        if self.world_size > 1:
+            # Each rank has batch statistics of its own; the checkpoint has rank 0's, so those are judged.
+            for buffer in self.bare.buffers():
+                torch.distributed.broadcast(buffer, src=0)
         self.bare.eval()
         size = self.training.global_batch
         batches = load_batches(

@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from mshnet.config import IGNORE_INDEX
 from mshnet.data.folds import class_names
 from mshnet.data.source import Folder, ImageRecord, LabelledImage, Source, fingerprint_of
 from mshnet.errors import DatasetNotFoundError, InputError
 
-IGNORE_INDEX = 255
 IMAGES, MASKS, LISTS = "JPEGImages", "SegmentationClassAug", "ImageSets/Segmentation"
 
 

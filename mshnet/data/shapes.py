@@ -190,6 +190,11 @@ def _run_lengths(mask: Bool[np.ndarray, "H W"]) -> list[int]:
     return [0, *runs] if flat[0] else runs
 
 
+def is_generated(root: str | Path) -> bool:
+    """Whether the folder holds a finished generated set, whatever its parameters."""
+    return (Path(root) / MARKER).is_file()
+
+
 def generate(layout: Layout, out: Path, images: int = 600, size_px: int = 128, seed: int = 0) -> None:
     """Generate labelled images of textured objects in a real data set's layout.
 

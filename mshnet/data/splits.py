@@ -65,7 +65,7 @@ def derive_split_lists(
     images: Iterable[tuple[str, str, Mapping[int, int]]],
     min_object_px: int = MIN_OBJECT_PX,
 ) -> SplitLists:
-    """Pairs by rule from (image id, subset, class id -> pixels at original size); by class, then image."""
+    """Pairs by rule from (image id, subset, class id -> pixels at original size); in image order."""
     if min_object_px < 1:
         raise InputError(f"the smallest object must be at least 1 px, got {min_object_px}")
     classes = {"train": set(base_classes(dataset, fold)), "val": set(novel_classes(dataset, fold))}
@@ -75,7 +75,7 @@ def derive_split_lists(
             raise InputError(f"subset of image {image_id!r} must be train or val, got {subset!r}")
         wanted = classes[subset]
         pairs[subset] += [(image_id, c) for c, n in pixels.items() if c in wanted and n >= min_object_px]
-    train, val = (tuple(sorted(pairs[s], key=lambda pair: (pair[1], pair[0]))) for s in ("train", "val"))
+    train, val = (tuple(sorted(pairs[s])) for s in ("train", "val"))
     return SplitLists(fold=fold, train=train, val=val, origin=f"rule: at least {min_object_px} px")
 
 

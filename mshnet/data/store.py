@@ -24,11 +24,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.io import ImageReadMode, decode_image
 
-from mshnet.config import ImageFormat
+from mshnet.config import IGNORE_INDEX, ImageFormat
 from mshnet.data.files import write_atomically
 from mshnet.data.source import LabelledImage
 from mshnet.errors import DatasetNotFoundError, InputError
-from mshnet.metrics import IGNORE_INDEX
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"

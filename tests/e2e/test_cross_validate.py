@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -95,15 +96,49 @@ def test_submitting_again_does_nothing_anew(job: Job, first: Outcome) -> None:
     assert again.code == 0, again.stderr[-3000:]
     assert again.result == first.result
     assert {path: path.stat().st_mtime_ns for path in job.root.glob("store/folds/*/model/*")} == models
+    assert _statuses(job, first) == {"FINISHED"}
+    assert job.submit("--dry-run").result == {"done": ["report"], "run": []}
 
 
-def test_a_lost_shard_is_made_again_and_nothing_else(job: Job, first: Outcome) -> None:
-    shard = sorted(job.root.glob("store/images/*/images-*.arrow"))[0]
-    content = shard.read_bytes()
-    shard.unlink()
+def _statuses(job: Job, outcome: Outcome) -> set[str]:
+    from mlflow import MlflowClient
+
+    client: Any = MlflowClient(f"sqlite:///{job.root}/mlflow.db")
+    run_ids = [outcome.result["parent_run_id"], *(fold["run_id"] for fold in outcome.result["folds"])]
+    return {client.get_run(run_id).info.status for run_id in run_ids}
+
+
+def test_another_evaluation_trains_nothing_again(job: Job, first: Outcome) -> None:
+    planned = job.submit("--dry-run", "--evaluation-episodes", "30")
+    assert {"draw test episodes of fold 0", "evaluate fold 0", "register fold 2"} <= set(planned.result["run"])
+    assert {"train fold 0", "train fold 2", "seal the store"} <= set(planned.result["done"])
+
+
+def test_what_was_lost_is_made_again_and_nothing_else(job: Job, first: Outcome) -> None:
+    lost, *kept = sorted(job.root.glob("store/images/*/images-*.arrow"))
+    content, times = lost.read_bytes(), [path.stat().st_mtime_ns for path in kept]
+    assert len(kept) == 2
+    lost.unlink()
     outcome = run(["-m", "pipelines.preprocess", *job.flags], job.root)
     assert outcome.code == 0, outcome.stderr[-3000:]
-    assert shard.read_bytes() == content
+    assert lost.read_bytes() == content
+    assert [path.stat().st_mtime_ns for path in kept] == times
+    (weights,) = job.root.glob("store/folds/pascal-fold2-*/model/model.safetensors")
+    weights.rename(weights.with_suffix(".away"))
+    planned = run(["-m", "pipelines.train", *job.flags, "--dry-run"], job.root)
+    weights.with_suffix(".away").rename(weights)
+    assert planned.result["run"] == ["train fold 2"]
+
+
+def test_a_moved_store_is_still_done(job: Job, first: Outcome, tmp_path: Path) -> None:
+    shutil.copytree(job.root / "store", tmp_path / "moved")
+    shutil.rmtree(tmp_path / "moved" / "evaluations")
+    outcome = run(["-m", "pipelines.evaluate", *job.flags, "--store", str(tmp_path / "moved")], job.root)
+    assert outcome.code == 0, outcome.stderr[-3000:]
+    for fold, evaluated in zip(first.result["folds"], outcome.result, strict=True):
+        assert evaluated["score"]["miou"] == fold["miou"]
+    assert len(list(tmp_path.glob("moved/evaluations/*/result.json"))) == 2
+    assert len(list(tmp_path.glob("moved/folds/*"))) == 2
 
 
 def test_a_registered_model_loads_and_segments(job: Job, first: Outcome) -> None:
@@ -144,10 +179,15 @@ def _kill_a_worker_after_a_checkpoint(process: subprocess.Popen[str], root: Path
 
 
 def test_two_workers_share_the_global_batch(job: Job, first: Outcome, tmp_path: Path) -> None:
-    flags = [*job.flags, "--folds", "0", "--epochs", "1", "--workers", "2"]
-    outcome = run(["-m", "pipelines.train", *flags], tmp_path)
-    assert outcome.code == 0, outcome.stderr[-3000:]
-    (epoch,) = outcome.result["history"]
-    assert epoch["step"] == 3
-    assert 0 < epoch["loss"] < 3
-    assert outcome.result["train_episodes"] == 24
+    flags = [*job.flags, "--folds", "0", "--epochs", "1", "--episodes-per-epoch", "8", "--dropout", "0"]
+    losses = []
+    for workers in ("1", "2"):
+        outcome = run(["-m", "pipelines.train", *flags, "--workers", workers], tmp_path)
+        assert outcome.code == 0, outcome.stderr[-3000:]
+        (epoch,) = outcome.result["history"]
+        assert epoch["step"] == 1
+        assert outcome.result["train_episodes"] == 8
+        losses.append(epoch["outer_loss"])
+    # The same episodes and weights; only the batch statistics are of 4 episodes instead of 8.
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mshnet.loss import PAPER_INNER_WEIGHT, PUBLISHED_INNER_WEIGHT, segmentation_loss
+from mshnet.config import PAPER_INNER_WEIGHT, PUBLISHED_INNER_WEIGHT
+from mshnet.loss import segmentation_loss
 from mshnet.model import Prediction
 
 

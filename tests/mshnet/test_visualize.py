@@ -93,9 +93,7 @@ def test_a_panel_shows_what_is_ignored_by_hatching() -> None:
     changed = (plain != hatched).any(axis=-1)
     rows, columns = np.nonzero(changed)
     left = GAP_PX + TILE_PX + GAP_PX  # the second tile
-    assert (columns.min(), columns.max()) == (left + 1, left + TILE_PX - 2), (
-        "only inside the ground truth's frame"
-    )
+    assert (columns.min(), columns.max()) == (left + 1, left + TILE_PX - 2), "only inside the ground truth's frame"
     assert rows.max() < GAP_PX + CAPTION_PX + 100
 
 
@@ -111,9 +109,7 @@ def test_charts_change_with_their_numbers_and_touch_no_global_state() -> None:
     assert opened(one).shape == opened(two).shape
     assert one != two
     assert learning_curves({"fold 0": curve}) == one, "the same numbers give the same bytes"
-    assert opened(learning_curves({"fold 0": [(1, float("nan"), None)]})).size > 0, (
-        "a diverged run still has a chart"
-    )
+    assert opened(learning_curves({"fold 0": [(1, float("nan"), None)]})).size > 0, "a diverged run still has a chart"
     assert "matplotlib.pyplot" not in sys.modules
 
 
@@ -127,9 +123,7 @@ def test_bars_are_as_long_as_their_numbers() -> None:
     lengths = bar_lengths(class_bars({"trained": {"cat": 0.3, "dog": 0.6}}), trained)
     assert lengths[-1] / lengths[0] == pytest.approx(2.0, abs=0.03)
     both = class_bars({"trained": {"cat": 0.3, "dog": 0.6}, "foreground": {"cat": 0.2}})
-    assert bar_lengths(both, trained)[-1] / bar_lengths(both, (0xCC, 0xCC, 0xCC))[-1] == pytest.approx(
-        3.0, abs=0.05
-    )
+    assert bar_lengths(both, trained)[-1] / bar_lengths(both, (0xCC, 0xCC, 0xCC))[-1] == pytest.approx(3.0, abs=0.05)
     assert class_bars({"trained": {"cat": float("nan")}}), "a class that no episode shows has no bar"
     with pytest.raises(InputError, match="at least one series"):
         class_bars({})

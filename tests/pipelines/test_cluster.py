@@ -32,5 +32,5 @@ def test_a_local_cluster_listens_on_loopback_only_and_ends_with_its_block() -> N
     assert len(found["listening"]) >= 3
     for address in found["listening"]:
         assert ipaddress.ip_address(address.removeprefix("::ffff:")).is_loopback
-    assert found["cpus"] == os.cpu_count()
+    assert 1 <= found["cpus"] <= (os.cpu_count() or 1)
     assert found["left"] == 0

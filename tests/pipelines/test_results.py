@@ -30,9 +30,7 @@ def test_a_whole_cross_validation_survives_json() -> None:
     assert FoldResult.from_json(result.folds[0].to_json()) == result.folds[0]
 
 
-@pytest.mark.parametrize(
-    ("value", "written"), [(math.nan, "NaN"), (math.inf, "Infinity"), (-math.inf, "-Infinity")]
-)
+@pytest.mark.parametrize(("value", "written"), [(math.nan, "NaN"), (math.inf, "Infinity"), (-math.inf, "-Infinity")])
 def test_a_diverged_loss_is_kept_as_standard_json(value: float, written: str) -> None:
     record = epoch(loss=value)
     assert record.to_json()["loss"] == written

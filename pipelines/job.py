@@ -1,0 +1,167 @@
+"""Running the graph or a part of it: what every command of this package shares."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from mshnet.errors import InputError
+from pipelines import dag, preprocess, provenance, storage, tracking_uri, train
+from pipelines.config import CrossValidationConfig, JobArguments, parse
+from pipelines.dag import Stage
+from pipelines.graph import Graph, Runs, build, job_key
+from pipelines.preprocess import Scan
+from pipelines.tracking import Tracker
+
+LOG = logging.getLogger(__name__)
+Wanted = Callable[[Graph], Sequence[Stage]]
+
+
+def run_stages(
+    argv: Sequence[str] | None,
+    prog: str,
+    description: str,
+    wanted: Wanted,
+    show: Callable[[Any], None] | None = None,
+) -> int:
+    """Parse, check, run what is missing of the wanted stages, and print the results as one JSON line.
+
+    `show` tells a person about the results, on stderr. Returns the exit code: 0 done, 1 failed. Usage errors
+    exit with 2.
+    """
+    arguments = parse(JobArguments, argv, prog, description)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    try:
+        results = run(resolved(arguments.cross_validation), arguments.dry_run, wanted)
+    except (InputError, dag.StageFailedError) as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 1
+    if show and not arguments.dry_run:
+        show(results[0])
+    sys.stderr.flush()
+    print(json.dumps(results[0] if len(results) == 1 else results, allow_nan=False), flush=True)
+    return 0
+
+
+def resolved(config: CrossValidationConfig) -> CrossValidationConfig:
+    """The configuration with local places made absolute: workers have another working directory."""
+    weights = config.backbone_weights
+    return replace(
+        config,
+        source=storage.absolute(config.source),
+        store=storage.absolute(config.store),
+        split_lists=storage.absolute(config.split_lists),
+        backbone_weights=weights if weights in ("imagenet", "random") else storage.absolute(weights),
+        tracking_uri=tracking_uri.absolute(config.tracking_uri),
+    )
+
+
+def run(config: CrossValidationConfig, dry_run: bool, wanted: Wanted) -> list[Any]:
+    """Everything between parsing and printing. Raises InputError before anything expensive starts."""
+    scanned = preprocess.scan(config)
+    trains = any(stage.run is train.train_fold for stage in _upstream(wanted(build(config, scanned, ""))))
+    weights = weights_id(config) if trains else ""
+    if dry_run:
+        planned = dag.plan(wanted(build(config, scanned, weights)))
+        print("\n".join(planned.lines()), file=sys.stderr)
+        return [{"done": list(planned.done), "run": [stage.name for stage in planned.pending]}]
+    if not trains:
+        return _execute(config, scanned, weights, Runs(), wanted)
+    runs = start_runs(config, scanned, weights)
+    statuses = dict.fromkeys((runs.parent, *runs.folds), "FAILED")
+    try:
+        results = _execute(config, scanned, weights, runs, wanted)
+        statuses = dict.fromkeys(statuses, "FINISHED")
+        return results
+    except (dag.StageFailedError, dag.StageInputError) as error:
+        for fold, run_id in zip(config.folds, runs.folds, strict=True):
+            failed = any(stage.endswith(f"fold {fold}") for stage in error.stages)
+            statuses[run_id] = "FAILED" if failed else "FINISHED"
+        raise
+    except KeyboardInterrupt:
+        statuses = dict.fromkeys(statuses, "KILLED")
+        raise
+    finally:
+        _finish(config, statuses)
+
+
+def _execute(config: CrossValidationConfig, scanned: Scan, weights: str, runs: Runs, wanted: Wanted) -> list[Any]:
+    from pipelines.cluster import connected
+
+    targets = wanted(build(config, scanned, weights, runs))
+    if not dag.plan(targets).pending:
+        return [dict(target.recorded() or {}) for target in targets]
+    with connected(config.compute.ray_address) as resources:
+        side_by_side = _side_by_side(config, resources) if runs.parent else 1
+        results = dag.execute(wanted(build(config, scanned, weights, runs, side_by_side)))
+    return [dict(result) for result in results.values()]
+
+
+def weights_id(config: CrossValidationConfig) -> str:
+    """What identifies the backbone's weights, after checking that they can be loaded.
+
+    Raises InputError for weights that are absent or of another architecture.
+    """
+    from mshnet.backbone import Backbone
+    from mshnet.checkpoint import load_backbone_weights
+
+    load_backbone_weights(Backbone(config.model.backbone), config.backbone_weights)
+    if config.backbone_weights in ("imagenet", "random"):
+        return config.backbone_weights
+    return hashlib.sha256(storage.read_bytes(config.backbone_weights)).hexdigest()[:12]
+
+
+def start_runs(config: CrossValidationConfig, scanned: Scan, weights: str) -> Runs:
+    """The parent run and one child per fold; the same job submitted again gets the same ones."""
+    tracker = Tracker(config.tracking_uri, config.experiment)
+    key = job_key(config, build(config, scanned, weights).evaluated)
+    tags = provenance.tags(config, scanned, weights)
+    name = f"{config.dataset} {config.shot}-shot {config.model.backbone} {config.model.similarity}"
+    parent = tracker.start_parent(name, config.to_json(), tags, key)
+    tracker.log_bytes(parent, config.to_text().encode(), "config.json")
+    children = tuple(
+        tracker.start_child(
+            parent, f"fold {fold}", {**config.to_json(), "fold": fold}, {**tags, "fold": str(fold)}, f"{key}-{fold}"
+        )
+        for fold in config.folds
+    )
+    return Runs(parent, children)
+
+
+def _finish(config: CrossValidationConfig, statuses: dict[str, str]) -> None:
+    tracker = Tracker(config.tracking_uri, config.experiment)
+    for run_id, status in statuses.items():
+        try:
+            tracker.finish(run_id, status)
+        except Exception as error:  # noqa: BLE001 - a tracker that is away must not hide what happened
+            LOG.warning("the tracker did not take that run %s is %s: %s", run_id, status, error)
+
+
+def _upstream(targets: Sequence[Stage]) -> list[Stage]:
+    found: dict[str, Stage] = {}
+    waiting = list(targets)
+    while waiting:
+        stage = waiting.pop()
+        if stage.name not in found:
+            found[stage.name] = stage
+            waiting += stage.needs
+    return list(found.values())
+
+
+def _side_by_side(config: CrossValidationConfig, resources: dict[str, float]) -> int:
+    compute = config.compute
+    room = resources.get("CPU", 0) // (compute.workers * compute.cpus_per_worker)
+    if compute.use_gpu:
+        room = min(room, resources.get("GPU", 0) // compute.workers)
+    if room < 1:
+        raise InputError(
+            f"expected room for {compute.workers} worker(s) of {compute.cpus_per_worker} CPU"
+            f"{' and a GPU' if compute.use_gpu else ''} each, found {resources.get('CPU', 0):g} CPU and "
+            f"{resources.get('GPU', 0):g} GPU in the cluster; lower --workers or --cpus-per-worker"
+        )
+    return int(room)

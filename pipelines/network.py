@@ -1,0 +1,54 @@
+"""The network as a configuration describes it: before training, and at its precision."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipelines.config import CrossValidationConfig
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from mshnet.backbone import Features
+    from mshnet.model import MSHNet, Prediction
+
+
+def build_network(config: CrossValidationConfig) -> MSHNet:
+    """The network before training: weights drawn from the seed, backbone loaded."""
+    import torch
+
+    from mshnet.checkpoint import load_backbone_weights
+    from mshnet.model import MSHNet
+
+    torch.manual_seed(config.training.seed)
+    model = MSHNet(config.model)
+    load_backbone_weights(model.backbone, config.backbone_weights, config.training.seed)
+    return model
+
+
+@dataclass
+class Relation:
+    """The learnable part at the configured precision; outputs are float32."""
+
+    module: torch.nn.Module
+    precision: str
+
+    def __call__(self, query: Features, support: Features, masks: Tensor) -> Prediction:
+        from mshnet.model import Prediction
+
+        with _autocast(self.precision, masks.device):
+            prediction: Prediction = self.module(query, support, masks)
+        return Prediction(
+            logits=prediction.logits.float(),
+            logits_low=prediction.logits_low.float(),
+            inner_logits=tuple(logits.float() for logits in prediction.inner_logits),
+        )
+
+
+def _autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    import torch
+
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
