@@ -92,7 +92,8 @@ def test_the_same_bits_however_episodes_are_shared_out(episodes: Episodes, share
         share = [e for e, owner in zip(episodes, shares, strict=False) if owner == worker]
         parts.append(per_class(share) if share else Counts(none, none))
     random.shuffle(parts)  # type: ignore[attr-defined]
-    together = parts[0] + parts[1] + parts[2]
+    intersections = parts[0].intersection + parts[1].intersection + parts[2].intersection
+    together = Counts(intersections, parts[0].union + parts[1].union + parts[2].union)
     np.testing.assert_array_equal(together.intersection, whole.intersection)
     np.testing.assert_array_equal(together.union, whole.union)
     assert together.union.dtype == np.int64

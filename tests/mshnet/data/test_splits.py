@@ -182,8 +182,8 @@ def test_the_rule_takes_objects_of_2048_px() -> None:
     lists = derive_split_lists("pascal", 0, images)
     assert lists.train == (
         ("a", 5),
-        ("b", 5),
         ("a", 19),
+        ("b", 5),
     )  # b also shows novel class 0: without_novel's matter
     assert lists.val == (("v", 0),)
     assert lists.origin == "rule: at least 2048 px"
