@@ -154,7 +154,13 @@ def load_model(folder: str, expected: ModelConfig | None = None) -> MSHNet:
 
     Raises InputError when the folder holds none, or one of another architecture than `expected`.
     """
-    config = ModelConfig(**read_config(folder)["model"])
+    described = read_config(folder)["model"]
+    try:
+        config = ModelConfig(**described)
+    except TypeError as error:
+        raise InputError(
+            f"expected a model that this version knows in {folder!r}, found {described}; use the version that wrote it"
+        ) from error
     if expected is not None and (config.backbone, config.similarity) != (expected.backbone, expected.similarity):
         raise InputError(
             f"expected a checkpoint of backbone {expected.backbone} with similarity {expected.similarity}, found "

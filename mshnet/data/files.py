@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
-import tempfile
+import uuid
 
 import fsspec
 
@@ -17,13 +18,15 @@ def write_atomically(uri: str, data: bytes | memoryview) -> None:
     if not local:
         fs.pipe_file(path, bytes(data))
         return
-    handle, temporary = tempfile.mkstemp(dir=posixpath.dirname(path), prefix=".writing-")
+    temporary = posixpath.join(posixpath.dirname(path), f".writing-{uuid.uuid4().hex}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        # Not tempfile, whose files nobody else in a team can read.
+        with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
         raise

@@ -76,7 +76,10 @@ class Manifest:
     @staticmethod
     def from_json(text: str, where: str) -> Manifest:
         """Parse. Raises InputError when the schema version is another one; unknown keys are left alone."""
-        data: dict[str, Any] = json.loads(text)
+        try:
+            data: dict[str, Any] = json.loads(text)
+        except ValueError as error:
+            raise InputError(f"expected JSON in the manifest of {where!r}: {error}; preprocess again") from error
         if data.get("schema") != SCHEMA_VERSION:
             raise InputError(
                 f"expected an episode store of schema version {SCHEMA_VERSION}, found {data.get('schema')!r} in "

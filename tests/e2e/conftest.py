@@ -45,14 +45,14 @@ def start(command: Sequence[str], cwd: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, *command],
         cwd=cwd,
-        env=environment | {"OMP_NUM_THREADS": "1"},
+        env=environment | {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def run(command: Sequence[str], cwd: Path, timeout_s: float = 500) -> Outcome:
+def run(command: Sequence[str], cwd: Path, timeout_s: float = 1200) -> Outcome:
     """Start a command and wait for its end."""
     process = start(command, cwd)
     try:

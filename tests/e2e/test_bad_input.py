@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.conftest import SMALL, cross_validate, run
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,17 @@ def test_another_format_is_refused(linked: Path, found: object) -> None:
         load_model(str(linked))
 
 
+def test_damaged_and_unknown_configurations_are_refused(linked: Path) -> None:
+    change_config(linked, lambda config: config["model"].update(colour="blue"))
+    with pytest.raises(InputError, match="expected a model that this version knows"):
+        load_model(str(linked))
+    text = (linked / "config.json").read_text()
+    (linked / "config.json").unlink()
+    (linked / "config.json").write_text(text[:-9])
+    with pytest.raises(InputError, match=r"expected JSON in config\.json"):
+        load_model(str(linked))
+
+
 def test_folders_that_hold_no_model(linked: Path) -> None:
     (linked / WEIGHTS_FILE).unlink()
     with pytest.raises(InputError, match=f"no weights at '.*{WEIGHTS_FILE}'; give a safetensors file"):

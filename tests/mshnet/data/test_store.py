@@ -297,3 +297,9 @@ def test_verify_finds_one_changed_byte(broken: Path) -> None:
 def test_an_unknown_image_is_named(sealed: Path) -> None:
     with pytest.raises(InputError, match=r"expected image '2007_000033' in the store .* among 5; give split lists"):
         ImageStore(str(sealed)).row("2007_000033")
+
+
+def test_a_damaged_manifest_is_an_input_error(sealed: Path, tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_text((sealed / MANIFEST).read_text()[:-20])
+    with pytest.raises(InputError, match="expected JSON in the manifest"):
+        ImageStore(str(tmp_path))
