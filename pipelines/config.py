@@ -237,7 +237,7 @@ def _read_json(path: str) -> Mapping[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             data = json.load(file)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, IsADirectoryError) as error:
         raise InputError(f"no configuration file {path!r}; give a JSON file that a run recorded") from error
     except ValueError as error:
         raise InputError(f"expected JSON in {path!r}: {error}") from error

@@ -20,8 +20,8 @@ def git_commit() -> str:
 
     A submitted job's upload has no .git, so the variable is how its commit gets there.
     """
-    if COMMIT_VARIABLE in os.environ:
-        return os.environ[COMMIT_VARIABLE]
+    if named := os.environ.get(COMMIT_VARIABLE):
+        return named
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mshnet.config import TrainingConfig
 from pipelines import storage
 from pipelines.config import CrossValidationConfig
 from pipelines.draw import EPISODES, PAIRS, DrawnTraining
@@ -113,6 +114,7 @@ class _Worker:
             self._epoch(self.progress.step // self.training.steps_per_epoch)
 
     def _epoch(self, epoch: int) -> None:
+        import torch
         from ray.experimental import tqdm_ray
 
         from mshnet.data.batches import EpisodeDataset, load_batches
@@ -122,7 +124,7 @@ class _Worker:
         steps = range(self.progress.step, (epoch + 1) * training.steps_per_epoch)
         batches = load_batches(
             EpisodeDataset(self.store, _EpochEpisodes(self.sampler, epoch)),
-            [self._positions(step) for step in steps],
+            [positions(training, step, self.rank, self.world_size) for step in steps],
             self.config.compute.loader_processes,
         )
         self.module.train()
@@ -142,7 +144,7 @@ class _Worker:
                 bar.update(1)
             for group in self.optimizer.param_groups:
                 group["lr"] = training.learning_rate_at(step)
-            self._seed_dropout(step)
+            torch.manual_seed(dropout_seed(training.seed, step, self.rank))
             losses = train_step(
                 self.relation, self.features, batch.to(self.device), self.optimizer, training.inner_weight
             )
@@ -198,17 +200,6 @@ class _Worker:
             # The checkpoint holds the record, and registering the fold logs what is missing.
             message = f"fold {self.drawn.fold}: the tracker did not answer ({error}); going on"
             print(message, file=sys.stderr, flush=True)
-
-    def _positions(self, step: int) -> range:
-        """This rank's episodes of an update: its part of the global batch."""
-        batch = self.training.global_batch
-        start = step % self.training.steps_per_epoch * batch + self.rank * batch // self.world_size
-        return range(start, start + batch // self.world_size)
-
-    def _seed_dropout(self, step: int) -> None:
-        import torch
-
-        torch.manual_seed((self.training.seed * 1_000_003 + step) * 1_009 + self.rank)
 
     def _mean_over_ranks(self, sums: list[float]) -> list[float]:
         import torch
@@ -285,6 +276,19 @@ class _Worker:
         if self.rank == 0:
             print(f"fold {self.drawn.fold}: going on from update {progress.step}", file=sys.stderr, flush=True)
         return progress
+
+
+def positions(training: TrainingConfig, step: int, rank: int, world_size: int) -> range:
+    """A rank's episodes of an update, as positions in the epoch: its part of the global batch."""
+    batch = training.global_batch
+    start = step % training.steps_per_epoch * batch + rank * batch // world_size
+    return range(start, start + batch // world_size)
+
+
+def dropout_seed(seed: int, step: int, rank: int) -> int:
+    """Of an update's dropout: another one for each step and each rank (below 1,009)."""
+    # torch takes 64 bits; the factors are odd, so a step's value is another one for every seed.
+    return ((seed * 1_000_003 + step) * 1_009 + rank) % 2**63
 
 
 def _on(batches: Any, device: torch.device) -> Any:

@@ -168,8 +168,11 @@ def test_a_killed_worker_leaves_the_weights_as_they_would_have_been(job: Job, fi
 
 def _kill_a_worker_after_a_checkpoint(process: subprocess.Popen[str], root: Path) -> bool:
     deadline = time.monotonic() + 1000
+    seen: set[Path] = set()
     while time.monotonic() < deadline and process.poll() is None:
-        if any(root.glob("store/folds/*/run/checkpoint_*/progress.json")):
+        # Once a second one is being written, the first one counts.
+        seen |= set(root.glob("store/folds/*/run/checkpoint_*/progress.json"))
+        if len(seen) >= 2:
             for child in psutil.Process(process.pid).children(recursive=True):
                 if "RayTrainWorker" in child.name() or "RayTrainWorker" in " ".join(child.cmdline()):
                     child.kill()

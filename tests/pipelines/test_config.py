@@ -1,0 +1,231 @@
+"""One definition for flags, files and fingerprints."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mshnet.config import TrainingConfig
+from mshnet.errors import InputError
+from pipelines import recipes
+from pipelines.config import (
+    ComputeConfig,
+    CrossValidationConfig,
+    EvaluationConfig,
+    JobArguments,
+    ValidationConfig,
+    fingerprint,
+    parse,
+    replay,
+)
+
+RECIPES = [(recipe, data) for recipe in ("default", "paper", "published", "demo") for data in ("", "pascal", "coco")]
+
+
+def parsed(*argv: str) -> CrossValidationConfig:
+    return parse(JobArguments, argv, "job", "A job.").cross_validation
+
+
+@pytest.mark.parametrize(("recipe", "dataset"), RECIPES)
+def test_every_recipe_survives_json(recipe: str, dataset: str) -> None:
+    config = replace(recipes.named(recipe, dataset), folds=(2, 0))
+    again = CrossValidationConfig.from_json(config.to_text())
+    assert again == config
+    assert again.folds == (2, 0)
+    assert hash(again.training) == hash(config.training)
+
+
+def test_a_file_replays_over_the_defaults_as_deep_as_it_goes() -> None:
+    config = replay(recipes.paper(), {"shot": 5, "folds": [1], "training": {"learning_rate": 1, "seed": 7}})
+    expected = recipes.paper()
+    assert config == replace(
+        expected, shot=5, folds=(1,), training=replace(expected.training, learning_rate=1.0, seed=7)
+    )
+    assert isinstance(config.training.learning_rate, float)
+    assert replay(expected, {}) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shots": 5}, r"unknown \['shots'\]"),
+        ({"training": {"lr": 1}}, r"CrossValidationConfig.training: .*unknown \['lr'\]"),
+        ({"shot": "5"}, r"CrossValidationConfig.shot: expected int, got str \('5'\)"),
+        ({"shot": True}, "CrossValidationConfig.shot: expected int, got bool"),
+        ({"shot": 1.0}, "CrossValidationConfig.shot: expected int, got float"),
+        ({"training": 3}, "CrossValidationConfig.training: expected an object"),
+        ({"folds": 1}, "CrossValidationConfig.folds: expected tuple, got int"),
+        ({"folds": [0, "1"]}, r"CrossValidationConfig.folds\[1\]: expected int, got str"),
+        ({"model": {"backbone": "vgg"}}, "CrossValidationConfig.model.backbone: expected 'resnet18' or"),
+        ({"compute": {"use_gpu": 1}}, "CrossValidationConfig.compute.use_gpu: expected bool, got int"),
+    ],
+)
+def test_a_replayed_file_is_checked_by_place(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        replay(recipes.paper(), changes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (ValidationConfig, {"selection": "best"}, "selection must be base, novel or last, got 'best'"),
+        (
+            ValidationConfig,
+            {"held_out_classes": 0},
+            "held_out_classes and validation_episodes must be 1 or more, got 0 and 200",
+        ),
+        (
+            ValidationConfig,
+            {"validation_episodes": 0},
+            "held_out_classes and validation_episodes must be 1 or more, got 3 and 0",
+        ),
+        (EvaluationConfig, {"protocol": "random"}, "protocol must be published or balanced, got 'random'"),
+        (EvaluationConfig, {"evaluation_seed": -1}, "evaluation_seed must be 0 or more, got -1"),
+        (EvaluationConfig, {"evaluation_episodes": 0}, "evaluation_episodes must be 1 or more, got 0"),
+        (EvaluationConfig, {"threshold_episodes": 0}, "threshold_episodes must be 1 or more, got 0"),
+        (EvaluationConfig, {"panels_each": 0}, "panels_each must be 1 or more, got 0"),
+        (ComputeConfig, {"workers": 0}, "workers and cpus_per_worker must be 1 or more, got 0 and 1"),
+        (ComputeConfig, {"cpus_per_worker": 0}, "workers and cpus_per_worker must be 1 or more, got 1 and 0"),
+        (ComputeConfig, {"loader_processes": -1}, "loader_processes must be 0 or more, got -1"),
+        (ComputeConfig, {"feature_cache_gib": -0.5}, "feature_cache_gib must be 0 or more, got -0.5"),
+        (ComputeConfig, {"feature_cache_gib": float("nan")}, "feature_cache_gib must be 0 or more, got nan"),
+        (ComputeConfig, {"feature_cache_gib": float("inf")}, "feature_cache_gib must be 0 or more, got inf"),
+        (ComputeConfig, {"max_failures": -1}, "max_failures must be 0 or more, got -1"),
+        (ComputeConfig, {"checkpoint_every_steps": -1}, "checkpoint_every_steps must be 0 or more, got -1"),
+        (CrossValidationConfig, {"dataset": "voc"}, "dataset must be one of pascal, coco, shapes, got 'voc'"),
+        (CrossValidationConfig, {"folds": (0, 4)}, "fold must be 0..3, got 4"),
+        (CrossValidationConfig, {"folds": ()}, "folds must be distinct and at least one of 0..3, got ()"),
+        (CrossValidationConfig, {"folds": (1, 1)}, "folds must be distinct and at least one of 0..3, got (1, 1)"),
+        (CrossValidationConfig, {"shot": 0}, "shot must be 1 or more, got 0"),
+        (
+            CrossValidationConfig,
+            {"images_per_shard": 0},
+            "images_per_shard and min_object_px must be 1 or more, got 0 and 2048",
+        ),
+        (
+            CrossValidationConfig,
+            {"min_object_px": 0},
+            "images_per_shard and min_object_px must be 1 or more, got 2000 and 0",
+        ),
+        (
+            CrossValidationConfig,
+            {"compute": ComputeConfig(workers=3)},
+            "global_batch must be a multiple of workers, got 8 and 3",
+        ),
+    ],
+)
+def test_values_are_checked_on_construction(kind: Any, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as raised:
+        kind(**values)
+    assert str(raised.value) == message
+
+
+def test_what_follows_from_the_configuration() -> None:
+    assert [CrossValidationConfig(dataset=d).removes_novel for d in ("pascal", "coco", "shapes")] == [True, False, True]
+    assert not CrossValidationConfig(dataset="pascal", remove_novel="no").removes_novel
+    assert CrossValidationConfig(dataset="coco", remove_novel="yes").removes_novel
+    assert CrossValidationConfig(dataset="coco", shot=5).model_name == "mshnet-coco-resnet50-5shot"
+    assert CrossValidationConfig(registered_model="mine").model_name == "mine"
+    assert ComputeConfig(feature_cache_gib=1.5).feature_cache_bytes == 1_610_612_736
+    assert ComputeConfig(feature_cache_gib=1.5, use_gpu=True).feature_cache_bytes == 0
+
+
+def test_a_fingerprint_stays_what_it_was() -> None:
+    # By sha256sum over ["images", 1, {"quality": 95, "size": 65}, [1, 2.5, null]].
+    assert fingerprint("images", 1, {"size": 65, "quality": 95}, [1, 2.5, None]) == "726ab1f78b67"
+    assert fingerprint("images", 1, {"quality": 95, "size": 65}, (1, 2.5, None)) == "726ab1f78b67"
+    assert fingerprint("images", 1, {"size": 65, "quality": 95}, [1, 2.5, 0]) != "726ab1f78b67"
+    assert fingerprint("a", "b") != fingerprint("ab")
+
+
+def test_no_flags_give_the_demo_and_a_recipe_gives_its_own() -> None:
+    assert parsed() == recipes.demo()
+    assert parsed("--recipe", "paper") == recipes.paper("pascal")
+    assert parsed("--recipe=published", "--dataset", "coco") == recipes.published("coco")
+    assert parsed("--dataset=pascal") == recipes.default("pascal")
+
+
+def test_flags_reach_every_group() -> None:
+    config = parsed(
+        *("--folds", "2", "0", "--shot", "5", "--image-size-px", "97", "--backbone", "resnet34", "--epochs", "7"),
+        *("--selection", "last", "--panels-each", "2", "--workers", "2", "--skip-small-classes"),
+    )
+    assert (config.folds, config.shot, config.images.image_size_px, config.model.backbone) == (
+        (2, 0),
+        5,
+        97,
+        "resnet34",
+    )
+    assert (config.training.epochs, config.validation.selection) == (7, "last")
+    assert (config.evaluation.panels_each, config.compute.workers, config.skip_small_classes) == (2, 2, True)
+    assert config.training.learning_rate == recipes.demo().training.learning_rate
+
+
+def write(folder: Path, content: Any) -> str:
+    file = folder / "config.json"
+    file.write_text(json.dumps(content))
+    return str(file)
+
+
+def test_a_files_data_set_chooses_the_recipe_and_flags_win(tmp_path: Path) -> None:
+    file = write(tmp_path, {"dataset": "pascal", "shot": 5, "training": {"epochs": 20, "seed": 3}})
+    default = recipes.default("pascal")
+    expected = replace(default, shot=5, training=replace(default.training, epochs=20, seed=3))
+    assert parsed("--config", file) == expected
+    assert parsed("--shot", "2", f"--config={file}", "--epochs", "4") == replace(
+        expected, shot=2, training=replace(expected.training, epochs=4)
+    )
+    published = recipes.published("pascal")
+    assert parsed("--recipe", "published", "--config", file) == replace(
+        published, shot=5, training=replace(published.training, epochs=20, seed=3)
+    )
+
+
+def test_what_a_run_recorded_replays_exactly(tmp_path: Path) -> None:
+    config = replace(recipes.published("coco"), training=TrainingConfig(seed=9), folds=(3,), store="s3://bucket/store")
+    assert parsed("--config", write(tmp_path, config.to_json())) == config
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--shot", "0"], "shot must be 1 or more, got 0"),
+        (["--folds", "0", "0"], "folds must be distinct and at least one of 0..3, got (0, 0)"),
+        (["--recipe", "quick"], "job: recipe must be one of default, paper, published, demo, got 'quick'"),
+        (["--shot", "many"], "many"),
+        (["--learning-speed", "1"], "--learning-speed"),
+        (["--config", "absent.json"], "job: no configuration file 'absent.json'"),
+        (["--config", "."], "job: no configuration file '.'"),
+        (["--config", "broken.json"], "job: expected JSON in 'broken.json'"),
+        (["--config", "list.json"], "job: expected an object in 'list.json', found list"),
+        (["--config", "unknown.json"], "unknown ['shots']"),
+    ],
+)
+def test_bad_usage_exits_with_2_and_says_why_on_stderr(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    argv: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in (("broken", "{"), ("list", "[1]"), ("unknown", '{"shots": 5}')):
+        Path(f"{name}.json").write_text(text)
+    with pytest.raises(SystemExit) as exited:
+        parsed(*argv)
+    assert exited.value.code == 2
+    captured = capsys.readouterr()
+    # tyro draws a box around its own messages and breaks their lines.
+    assert message in " ".join(captured.err.replace("│", " ").split())
+    assert captured.out == ""
+
+
+def test_help_shows_the_recipes_own_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exited:
+        parsed("--recipe", "published", "--help")
+    assert exited.value.code == 0
+    assert "(default: 0.025)" in capsys.readouterr().out

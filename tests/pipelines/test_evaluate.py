@@ -1,0 +1,50 @@
+"""Which episodes are pictured, and a score's numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mshnet.engine import Evaluation
+from mshnet.metrics import Counts
+from pipelines.evaluate import _ranked, _score
+
+
+def test_the_best_the_median_and_the_worst_are_pictured() -> None:
+    iou = np.array([0.5, 0.9, 0.1, 0.7, 0.3, 0.8, 0.2])
+    queries = [f"q{i}" for i in range(7)]
+    assert _ranked(iou, queries, 1) == [("best", 1), ("median", 0), ("worst", 2)]
+    # From the median (0.5) outwards; of two equally near ones, the better.
+    assert _ranked(iou, queries, 2) == [
+        ("best", 1), ("best", 5), ("median", 0), ("median", 3), ("worst", 2), ("worst", 6)
+    ]  # fmt: skip
+
+
+def test_a_query_is_pictured_once_however_often_it_is_among_the_best() -> None:
+    iou = np.array([0.9, 0.8, 0.7, 0.5, 0.4, 0.2, 0.1])
+    queries = ["a", "a", "b", "a", "c", "b", "d"]
+    # The median is a's, which is shown; then its neighbours in turn; the worst after that is d's.
+    assert _ranked(iou, queries, 1) == [("best", 0), ("median", 2), ("worst", 6)]
+    shown = [queries[i] for _, i in _ranked(iou, queries, 3)]
+    assert sorted(shown) == ["a", "b", "c", "d"]
+
+
+def test_with_fewer_queries_than_places_every_query_is_pictured_once() -> None:
+    assert _ranked(np.array([0.2, 0.4]), ["a", "b"], 3) == [("best", 1), ("best", 0)]
+
+
+def test_equal_episodes_keep_their_order() -> None:
+    ranked = _ranked(np.zeros(5), list("abcde"), 1)
+    assert ranked == [("best", 0), ("median", 2), ("worst", 4)]
+
+
+def test_a_score_sums_pixels_per_class_before_dividing() -> None:
+    # Background, foreground of four episodes: two of class 7, one of 5, one of 9 without any pixel.
+    intersection = np.array([[80, 10], [60, 0], [50, 30], [100, 0]])
+    union = np.array([[90, 20], [100, 40], [70, 50], [100, 0]])
+    outcome = Evaluation(Counts(intersection, union), (7, 7, 5, 9))
+    score = _score(outcome, [5, 7, 9], [f"class {i}" for i in range(10)])
+    assert score.class_iou == {"class 5": pytest.approx(30 / 50), "class 7": pytest.approx(10 / 60)}
+    assert score.miou == pytest.approx((0.6 + 1 / 6) / 2)
+    assert score.fb_iou == pytest.approx((290 / 360 + 40 / 110) / 2)
+    assert score.episodes == 4
