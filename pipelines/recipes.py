@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mshnet.config import ImageFormat, ModelConfig, TrainingConfig, paper_training, published_training
+from mshnet.config import (
+    PUBLISHED_INNER_WEIGHT,
+    ImageFormat,
+    ModelConfig,
+    TrainingConfig,
+    paper_training,
+    published_training,
+)
 from mshnet.errors import InputError
 from pipelines.config import CrossValidationConfig, EvaluationConfig, ValidationConfig
 
@@ -24,13 +31,13 @@ def default(dataset: str = "") -> CrossValidationConfig:
 
 def paper(dataset: str = "") -> CrossValidationConfig:
     """The paper's text: SGD 0.01, weight decay 0.0005, batch 8, inner weight 1/3, best epoch on the test episodes."""
-    return replace(_on(dataset or "pascal", paper_training()), validation=_AS_PUBLISHED)
+    return _as_published(_on(dataset or "pascal", paper_training()))
 
 
 def published(dataset: str = "") -> CrossValidationConfig:
     """The published code: SGD 0.025, weight decay 0.00005, batch 11 or 14, inner weight 0.3, likewise chosen."""
     dataset = dataset or "pascal"
-    return replace(_on(dataset, published_training(dataset)), validation=_AS_PUBLISHED)
+    return _as_published(_on(dataset, published_training(dataset)))
 
 
 def demo(dataset: str = "") -> CrossValidationConfig:
@@ -39,17 +46,24 @@ def demo(dataset: str = "") -> CrossValidationConfig:
         dataset="shapes",
         images=ImageFormat(image_size_px=65),
         min_object_px=256,
-        model=ModelConfig(backbone="resnet18"),
+        # Two minutes are few updates: small batches make more of them, and dropout would only slow them down.
+        model=ModelConfig(backbone="resnet18", dropout=0.0),
         backbone_weights="random",
         training=TrainingConfig(
-            epochs=3, episodes_per_epoch=200, learning_rate=0.01, schedule="cosine", inner_weight=0.3
+            epochs=2,
+            episodes_per_epoch=220,
+            global_batch=4,
+            learning_rate=0.02,
+            schedule="cosine",
+            inner_weight=PUBLISHED_INNER_WEIGHT,
         ),
         validation=ValidationConfig(validation_episodes=40),
         evaluation=EvaluationConfig(protocol="balanced", evaluation_episodes=200, threshold_episodes=60),
     )
 
 
-_AS_PUBLISHED = ValidationConfig(selection="novel", validation_episodes=1000)
+def _as_published(config: CrossValidationConfig) -> CrossValidationConfig:
+    return replace(config, validation=replace(config.validation, selection="novel"))
 
 
 def _on(dataset: str, training: TrainingConfig) -> CrossValidationConfig:
