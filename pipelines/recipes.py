@@ -53,12 +53,12 @@ def demo(dataset: str = "") -> CrossValidationConfig:
             epochs=2,
             episodes_per_epoch=220,
             global_batch=4,
-            learning_rate=0.02,
+            learning_rate=0.01,
             schedule="cosine",
             inner_weight=PUBLISHED_INNER_WEIGHT,
         ),
         validation=ValidationConfig(validation_episodes=40),
-        evaluation=EvaluationConfig(protocol="balanced", evaluation_episodes=200, threshold_episodes=60),
+        evaluation=EvaluationConfig(protocol="balanced", evaluation_episodes=100, threshold_episodes=40),
     )
 
 

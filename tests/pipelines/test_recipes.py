@@ -74,7 +74,7 @@ def test_the_demo_is_small_and_chooses_and_judges_on_different_classes() -> None
     assert config.backbone_weights == "random"
     assert (config.training.epochs, config.training.episodes_per_epoch, config.training.global_batch) == (2, 220, 4)
     assert (config.validation.selection, config.validation.held_out_classes) == ("base", 3)
-    assert (config.evaluation.protocol, config.evaluation.evaluation_episodes) == ("balanced", 200)
+    assert (config.evaluation.protocol, config.evaluation.evaluation_episodes) == ("balanced", 100)
     last = config.training.epochs * config.training.steps_per_epoch - 1
     assert config.training.learning_rate_at(0) == 0.01
     assert 0 < config.training.learning_rate_at(last) < 1e-5
