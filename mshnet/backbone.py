@@ -68,6 +68,22 @@ class Backbone(nn.Module):
             maps.append(torch.stack(level, dim=1))
         return Features(*maps)
 
+    @torch.no_grad()
+    def calibrate(self, images: Float[Tensor, "n 3 H W"]) -> None:
+        """Set the batch norms' statistics to those of normalised images, layer by layer.
+
+        For random weights only: without it all their features point the same way, and similarities say little.
+        """
+        norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum, before = None, norm.momentum  # a plain average: of this one batch
+            norm.train()
+        self(images)
+        for norm in norms:
+            norm.momentum = before
+            norm.eval()
+
     def load_torchvision_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
         """Load weights under torchvision's names; the classifier's (`fc.*`) are left out.
 

@@ -138,7 +138,8 @@ class CrossValidationConfig(Record):
     images_per_shard: int = 2000
     """Images in one file of the store (473 px JPEG: about 64 KiB each)."""
     backbone_weights: str = "imagenet"
-    """imagenet (torchvision's, downloaded once), random, or a path or URI of safetensors or a torch state dict."""
+    """imagenet (torchvision's, downloaded once), random (from the seed, batch norm fitted to training images), or a
+    path or URI of safetensors or a torch state dict."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 runs the learnable part under autocast."""
     images: ImageFormat = field(default_factory=ImageFormat)

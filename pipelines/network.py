@@ -13,19 +13,31 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mshnet.backbone import Features
+    from mshnet.data.store import ImageStore
     from mshnet.model import MSHNet, Prediction
 
 
-def build_network(config: CrossValidationConfig) -> MSHNet:
-    """The network before training: weights drawn from the seed, backbone loaded."""
+CALIBRATION_IMAGES = 64
+
+
+def build_network(config: CrossValidationConfig, images: ImageStore | None = None) -> MSHNet:
+    """The network before training: weights drawn from the seed, backbone loaded.
+
+    A backbone with random weights is calibrated on some of the training images, where they are given.
+    """
     import torch
 
     from mshnet.checkpoint import load_backbone_weights
+    from mshnet.data.transforms import normalise
     from mshnet.model import MSHNet
 
     torch.manual_seed(config.training.seed)
     model = MSHNet(config.model)
     load_backbone_weights(model.backbone, config.backbone_weights, config.training.seed)
+    if config.backbone_weights == "random" and images is not None:
+        rows = [row for row, (_, subset, _) in enumerate(images.contents()) if subset == "train"]
+        chosen = rows[:: max(1, len(rows) // CALIBRATION_IMAGES)][:CALIBRATION_IMAGES]
+        model.backbone.calibrate(normalise(torch.stack([images.image(row) for row in chosen])))
     return model
 
 

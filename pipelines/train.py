@@ -17,7 +17,7 @@ from pipelines.dag import Stage
 from pipelines.draw import DrawnTraining
 from pipelines.results import EpochRecord, Record
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Raise it when the same episodes would give other weights."""
 MODEL, RUN = "model", "run"
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"  # of mshnet.checkpoint, which loads torch
@@ -139,6 +139,7 @@ def _keep(
         state = torch.load(Path(chosen, STATE_FILE), map_location="cpu", weights_only=True)
     model = build_network(config)
     model.relation.load_state_dict(state["relation"])
+    model.backbone.load_state_dict(state["backbone_buffers"], strict=False)
     model_folder = storage.join(folder, MODEL)
     save_model(
         model,

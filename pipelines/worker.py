@@ -90,7 +90,7 @@ class _Worker:
         # Every rank judges its share; the counts are integers, so the sum does not know how it was shared.
         self.validation = validation[self.rank :: self.world_size]
         self.validation_classes = sorted({episode.class_id for episode in validation})
-        model = build_network(config).to(self.device)
+        model = build_network(config, self.store).to(self.device)
         self.backbone, self.bare = model.backbone, model.relation
         self.features = FeatureCache(model.backbone, config.compute.feature_cache_bytes)
         if self._syncs_batch_norm():
@@ -255,7 +255,12 @@ class _Worker:
             return
         with tempfile.TemporaryDirectory() as folder:
             torch.save(
-                {"relation": self.bare.state_dict(), "optimizer": self.optimizer.state_dict()},
+                {
+                    "relation": self.bare.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    # Frozen, but where it was calibrated the last bits are this machine's.
+                    "backbone_buffers": dict(self.backbone.named_buffers()),
+                },
                 Path(folder, STATE_FILE),
             )
             Path(folder, PROGRESS_FILE).write_text(self.progress.to_text())
@@ -272,6 +277,7 @@ class _Worker:
             state = torch.load(Path(folder, STATE_FILE), map_location=self.device, weights_only=True)
             progress = Progress.from_json(json.loads(Path(folder, PROGRESS_FILE).read_text()))
         self.bare.load_state_dict(state["relation"])
+        self.backbone.load_state_dict(state["backbone_buffers"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         if self.rank == 0:
             print(f"fold {self.drawn.fold}: going on from update {progress.step}", file=sys.stderr, flush=True)

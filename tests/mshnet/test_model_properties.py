@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mshnet import ModelConfig, MSHNet
+from mshnet.backbone import Backbone
 from mshnet.loss import segmentation_loss
 from tests import tolerances
 from tests.mshnet import published
@@ -99,3 +100,20 @@ def test_the_backbone_is_frozen(model: MSHNet, batch: tuple[Tensor, Tensor, Tens
     assert not any(torch.equal(after[name], learnable_before[name]) for name in statistics)
     model.relation.load_state_dict(learnable_before)
     model.eval()
+
+
+def test_calibration_centres_every_batch_norm_and_thaws_nothing() -> None:
+    torch.manual_seed(0)
+    backbone = Backbone("resnet18")
+    images = torch.randn(8, 3, 65, 65)
+    backbone.calibrate(images)
+    outputs: list[torch.Tensor] = []
+    handle = backbone.layer3[1].bn2.register_forward_hook(lambda *arguments: outputs.append(arguments[2]))
+    backbone(images)
+    handle.remove()
+    per_channel = outputs[0].transpose(0, 1).flatten(1)
+    assert per_channel.mean(1).abs().max() < 1e-4
+    # The running variance is the unbiased one, of 8 x 5 x 5 values.
+    assert (per_channel.var(1) - 1).abs().max() < 1e-2
+    assert not any(module.training for module in backbone.modules())
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
