@@ -112,8 +112,9 @@ def test_calibration_centres_every_batch_norm_and_thaws_nothing() -> None:
     backbone(images)
     handle.remove()
     per_channel = outputs[0].transpose(0, 1).flatten(1)
-    assert per_channel.mean(1).abs().max() < 1e-4
-    # The running variance is the unbiased one, of 8 x 5 x 5 values.
-    assert (per_channel.var(1) - 1).abs().max() < 1e-2
+    # Not exactly: while it is fitted a norm divides by the biased variance, afterwards by the unbiased one, and
+    # the difference (1/200 here) adds up over twelve layers. Uncalibrated, means are off by more than 1.
+    assert per_channel.mean(1).abs().max() < 0.05
+    assert (per_channel.var(1) - 1).abs().max() < 0.1
     assert not any(module.training for module in backbone.modules())
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
