@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from pipelines.config import CrossValidationConfig
@@ -38,7 +38,15 @@ def git_commit() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that can change a number."""
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        # An uploaded tree runs without being installed.
+        return "not installed"
 
 
 def fingerprints(scanned: Scan, weights: str) -> dict[str, str]:
