@@ -63,7 +63,7 @@ def test_tags_hold_all_that_runs_are_told_apart_by(monkeypatch: pytest.MonkeyPat
         "similarity": "both",
         "shot": "1",
         "protocol": "balanced",
-        "selection": "base",
+        "selection": "last",
         "mask_mode": "drawn by hand",
         "git_commit": "abc123",
         "fingerprint.data": "f" * 64,
