@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import logging
 import pickle
 from collections import Counter
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -154,6 +156,27 @@ def test_the_order_of_training_is_pinned() -> None:
         Episode("image14", ("image13", "image7"), 4),
         Episode("image7", ("image5", "image6"), 2),
     ]
+
+
+# Images repeat within a class, and come in no order; six classes are of no interest.
+UNTIDY: list[Pair] = [(f"image{31 * i * i % 701}", i * i // 7 % 12) for i in range(4000)]
+
+
+def _digest(episodes: Iterable[Episode]) -> str:
+    listed = [[e.query, list(e.supports), e.class_id] for e in episodes]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    ("shot", "training", "test"),
+    [(1, "5ce12a3b33831da1", "98aa3aed232619d8"), (5, "e0274f57df7ce88b", "dbf8d5730cee653e")],
+)
+def test_draws_over_untidy_pairs_are_pinned(shot: int, training: str, test: str) -> None:
+    """A class's images are numbered in order of first appearance; a pair listed again changes nothing."""
+    assert max(Counter(UNTIDY).values()) > 1
+    sampler = TrainingSampler(UNTIDY, [7, 3, 11, 0, 5], shot, 2**63 + 5, 1000)
+    assert _digest(sampler.episode(2, i) for i in range(1000)) == training
+    assert _digest(sampled_episodes(UNTIDY, shot, 500, 9)) == test
 
 
 def test_neighbouring_large_seeds_differ() -> None:
