@@ -1,0 +1,64 @@
+"""The file system behind a URI: the one place where it is made. Loads s3fs only for an s3 URI."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from mshnet.errors import InputError
+
+_USER = re.compile(r"://[^/?]*:(?!\d+(/|$)).*@|^s3a?://[^/]*@")  # not the colon of HOST:PORT, nor an @ further on
+_SIGNATURE = re.compile(r"://.*[?&][^=&/]*(sig|token|credential|secret|password|key_?id)[^=&/]*=", re.IGNORECASE)
+
+
+def is_local(uri: str) -> bool:
+    """Whether a URI is a path of this machine: plain, or `file://`."""
+    return "://" not in uri or uri.startswith(("file://", "local://"))
+
+
+def filesystem(uri: str) -> tuple[Any, str]:
+    """The fsspec file system of a path or URI, and its own name of the place.
+
+    An s3 URI is served with the endpoint, region and credentials of the usual AWS environment and files; a request
+    that fails for a passing reason is repeated for two minutes (see `mshnet.data.s3`). Safe to call from any thread
+    and after a fork. Raises InputError for a URI that carries credentials or is of an unknown kind.
+    """
+    if is_local(uri):
+        return LocalFileSystem(), LocalFileSystem._strip_protocol(uri)
+    refuse_secrets(uri)
+    if not uri.startswith(("s3://", "s3a://")):
+        try:
+            return fsspec.core.url_to_fs(uri)  # type: ignore[no-any-return]
+        except (ValueError, ImportError) as error:
+            raise InputError(
+                f"expected a local path, s3://BUCKET/... or another URI that fsspec opens, found {uri!r} ({error})"
+            ) from error
+    fs = _object_store(os.getpid(), tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))))
+    return fs, fs._strip_protocol(uri)
+
+
+@functools.lru_cache(maxsize=4)
+def _object_store(process: int, environment: tuple[tuple[str, str], ...]) -> Any:
+    # fsspec's own cache would go on with the credentials that the process began with.
+    try:
+        from mshnet.data.s3 import ObjectStore
+    except ImportError as error:
+        raise InputError(f"expected s3fs to be installed for s3:// URIs ({error}); pip install s3fs") from error
+    return ObjectStore(skip_instance_cache=True)
+
+
+def refuse_secrets(uri: str) -> None:
+    """Raise InputError, without repeating it, for a URI with a user and password or a signature in it."""
+    found = "a user or password before the @" if _USER.search(uri) else None
+    if _SIGNATURE.search(uri):
+        found = "a key or signature after the ?"
+    if found:
+        raise InputError(
+            f"expected a URI without credentials, found {found}; URIs are recorded, so give the bare URI and set "
+            "AWS_PROFILE (with AWS_SHARED_CREDENTIALS_FILE) or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )

@@ -1,0 +1,187 @@
+"""S3 through s3fs, with one layer of retries in place of three on top of each other."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import io
+import logging
+import math
+import os
+import random
+import time
+from typing import Any
+
+import aiohttp
+import botocore.exceptions
+import s3fs
+from botocore.exceptions import ClientError, SSLError
+from botocore.parsers import ResponseParserError
+from fsspec.asyn import sync_wrapper
+
+PATIENCE_S = 120.0
+TIMEOUT_S = 30.0
+CHUNK_BYTES = 16 * 2**20  # of an upload or a download
+CHUNKS_AT_ONCE = 4
+_LONGEST_WAIT_S = 5.0
+_MOST_PARTS = 10_000  # S3's limit
+
+_log = logging.getLogger(__name__)
+_jitter = random.SystemRandom()  # never the generator that a training run has seeded
+
+_TRANSIENT_STATUS = (429, 500, 502, 503, 504)
+_TRANSIENT_CODES = (
+    "BadDigest",
+    "ConditionalRequestConflict",
+    "IncompleteBody",
+    "OperationAborted",
+    "RequestTimeout",
+    "SlowDown",
+    "XAmzContentSHA256Mismatch",
+)
+_TRANSIENT_ERRORS = (
+    aiohttp.ClientError,
+    botocore.exceptions.ConnectionError,
+    botocore.exceptions.HTTPClientError,
+    ResponseParserError,  # some gateways answer in HTML when they are full
+    ConnectionError,
+    TimeoutError,
+)
+_CREDENTIAL_ERRORS = (
+    botocore.exceptions.NoCredentialsError,
+    botocore.exceptions.PartialCredentialsError,
+    botocore.exceptions.CredentialRetrievalError,
+    botocore.exceptions.ProfileNotFound,
+)
+
+
+class ObjectStore(s3fs.S3FileSystem):  # type: ignore[misc]
+    """S3 with endpoint, region and credentials from the environment; pickles without any of them.
+
+    A request (with the body of its answer) that fails for a passing reason is repeated, with growing random
+    waits, until `patience_s` after its first failure. Then, and for everything else, it raises an OSError:
+    ConnectionError where nothing answers, PermissionError where credentials are refused or absent,
+    FileNotFoundError, FileExistsError.
+    """
+
+    # Requests pass botocore's retries (by count, and off after 100 that failed in one process), s3fs's around these,
+    # and s3fs's around whole reads: against a server that hangs the three multiply to an hour, and yet none covers
+    # the body of a large read. So the inner ones are off, and `_call_s3`, which every request passes, keeps the time.
+    retries = 1
+
+    def __init__(self, patience_s: float = PATIENCE_S, timeout_s: float = TIMEOUT_S, **options: Any) -> None:
+        super().__init__(
+            use_listings_cache=False,  # others write too
+            default_block_size=CHUNK_BYTES,
+            max_concurrency=CHUNKS_AT_ONCE,
+            config_kwargs={
+                "retries": {"mode": "standard", "total_max_attempts": 1},
+                "connect_timeout": min(10.0, timeout_s),
+                "read_timeout": timeout_s,
+                "max_pool_connections": 32,
+                # Not every server knows the newer checksums; over plain HTTP the signature covers the body.
+                "request_checksum_calculation": "when_required",
+                "response_checksum_validation": "when_required",
+            },
+            **options,
+        )
+        self.patience_s = patience_s
+
+    async def _call_s3(self, method: str, *parameters: Any, **more: Any) -> Any:
+        give_up_at, wait_s = None, 0.1
+        while True:
+            try:
+                answer = await super()._call_s3(method, *parameters, **more)
+                if method == "get_object":
+                    answer["Body"] = _Body(await _read(answer["Body"]))
+                return answer
+            except Exception as error:
+                now = time.monotonic()
+                give_up_at = give_up_at or now + self.patience_s
+                if not _is_transient(error) or now + wait_s > give_up_at:
+                    clear = _as_os_error(error, "IfNoneMatch" in more)
+                    if clear is error:
+                        raise
+                    raise clear from error
+                _log.debug("%s failed (%s); trying again", method, type(error).__name__)
+            await asyncio.sleep(_jitter.uniform(wait_s / 2, wait_s))
+            wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+    call_s3 = sync_wrapper(_call_s3)
+
+    async def _cat_file(self, path: str, version_id: str | None = None, **limits: Any) -> bytes:
+        # One request; s3fs would ask for the size first.
+        data: bytes = await super()._cat_file(path, version_id, **(limits | {"max_concurrency": 1}))
+        return data
+
+    async def _put_file(self, lpath: str, rpath: str, **options: Any) -> None:
+        # In parts read from disk, at most CHUNKS_AT_ONCE of them in memory.
+        part_bytes = max(CHUNK_BYTES, math.ceil(os.path.getsize(lpath) / _MOST_PARTS))
+        await super()._put_file(lpath, rpath, **({"chunksize": part_bytes} | options))
+
+    async def _get_file(self, rpath: str, lpath: str, **_: Any) -> None:
+        # By ranges of one version of the object, at most CHUNKS_AT_ONCE of them in memory.
+        if os.path.isdir(lpath):
+            return
+        info = await self._info(rpath)
+        bucket, key, _ = self.split_path(rpath)
+        size = int(info["size"])
+        version = {"IfMatch": info["ETag"]} if info["ETag"] else {}
+        starts = range(0, size, CHUNK_BYTES)
+
+        async def fetch(start: int) -> bytes:
+            limits = f"bytes={start}-{min(start + CHUNK_BYTES, size) - 1}"
+            answer = await self._call_s3("get_object", Bucket=bucket, Key=key, Range=limits, **version)
+            return bytes(await answer["Body"].read())
+
+        with open(lpath, "wb") as file:
+            for i in range(0, len(starts), CHUNKS_AT_ONCE):
+                for data in await asyncio.gather(*map(fetch, starts[i : i + CHUNKS_AT_ONCE])):
+                    file.write(data)
+
+
+class _Body:
+    """A body that was read, in the place of one that may break off."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = io.BytesIO(data)
+
+    async def read(self, size: int | None = -1) -> bytes:
+        return self._data.read(size)
+
+    def close(self) -> None:
+        self._data.close()
+
+
+async def _read(body: Any) -> bytes:
+    try:
+        data: bytes = await body.read()
+        return data
+    finally:
+        body.close()
+
+
+def _answer(error: BaseException) -> tuple[int | None, str]:
+    """HTTP status and S3's code where a server answered; s3fs raises what it makes of botocore's ClientError."""
+    if not isinstance(error.__cause__, ClientError):
+        return None, ""
+    answer = error.__cause__.response
+    return answer.get("ResponseMetadata", {}).get("HTTPStatusCode"), str(answer.get("Error", {}).get("Code", ""))
+
+
+def _is_transient(error: Exception) -> bool:
+    status, code = _answer(error)
+    if status is not None:
+        return status in _TRANSIENT_STATUS or code in _TRANSIENT_CODES
+    return isinstance(error, _TRANSIENT_ERRORS) and not isinstance(error, SSLError)
+
+
+def _as_os_error(error: Exception, conditional: bool) -> Exception:
+    # botocore's own errors hold the signed request, which would go wherever they are pickled to.
+    if conditional and _answer(error)[0] == 412:  # s3fs knows only AWS's way to say so
+        return FileExistsError(errno.EEXIST, "there is an object of this name already")
+    if isinstance(error, _CREDENTIAL_ERRORS):
+        return PermissionError(errno.EACCES, str(error))
+    if _answer(error)[0] is None and isinstance(error, (*_TRANSIENT_ERRORS, SSLError)):
+        return ConnectionError(f"the object store does not answer: {error}")
+    return error
