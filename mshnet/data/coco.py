@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+import mmap
+import tempfile
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from jaxtyping import Bool
 
@@ -18,25 +21,53 @@ CLASSES = 80
 SUBSETS = ("train", "val")
 
 
-@dataclass(slots=True)
-class _Image:
-    """One image of the JSON with its instances: (category id, annotation id, polygons or RLE)."""
+class _Category(msgspec.Struct, gc=False):
+    id: int
+    name: str
 
+
+class _Image(msgspec.Struct, gc=False):
+    id: int | str
     file_name: str
     height: int
     width: int
-    instances: list[tuple[int, int, Any]] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Annotations:
-    categories: dict[int, str]
-    images: dict[str, _Image]
-    sha256: str
+class _Annotation(msgspec.Struct, gc=False):
+    id: int
+    image_id: int | str
+    category_id: int
+    segmentation: msgspec.Raw
+    """Left as text: polygons as Python numbers would take five times the file's size."""
+    iscrowd: int = 0
+
+
+class _Categories(msgspec.Struct):
+    categories: list[_Category]
+
+
+class _Instances(msgspec.Struct):
+    categories: list[_Category]
+    images: list[_Image]
+    annotations: list[_Annotation]
+
+
+class _Rle(msgspec.Struct):
+    size: tuple[int, int]
+    counts: list[int] | str
+
+
+_Segmentation = list[list[float]] | _Rle
+_segmentation = msgspec.json.Decoder(_Segmentation)
+_of_record = msgspec.json.Decoder(list[tuple[int, int, _Segmentation]])
+"""What a record keeps of its instances: (class id, annotation id, polygons or run lengths)."""
 
 
 class CocoSource(Source):
-    """Reads the two instance files once per process, however many tasks of that process ask for them."""
+    """`records` and `fingerprint` read the two instance files, `load` does not: a record holds its instances.
+
+    The files are read through a memory map, remote ones from a temporary local copy.
+    """
 
     dataset = "coco"
     mask_mode = "union of annToMask, crowds skipped"
@@ -47,153 +78,171 @@ class CocoSource(Source):
     def __reduce__(self) -> tuple[type[CocoSource], tuple[str]]:
         return CocoSource, (self.root,)
 
-    @cached_property
-    def _folder(self) -> Folder:
-        folder = Folder(self.root)
-        wanted = [f"annotations/instances_{s}2014.json" for s in SUBSETS] + [f"{s}2014" for s in SUBSETS]
-        missing = [w for w in wanted if not (folder.has_file if w.endswith(".json") else folder.has_dir)(w)]
+    def check(self) -> None:
+        """Raise DatasetNotFoundError where the layout is not there."""
+        wanted = [_annotation_file(s) for s in SUBSETS] + [f"{s}2014" for s in SUBSETS]
+        missing = [w for w in wanted if not (self._folder.has_file if w.endswith(".json") else self._folder.has_dir)(w)]
         if missing:
             raise DatasetNotFoundError(
                 f"no COCO 2014 under '{self.root}' (looked for {', '.join(wanted)}; "
                 f"missing {', '.join(missing)}): give the folder that holds them"
             )
-        return folder
 
     @cached_property
-    def _annotations(self) -> dict[str, _Annotations]:
-        found = {s: _cached_annotations(self.root, s, _version(self._folder, s)) for s in SUBSETS}
-        if found["train"].categories != found["val"].categories:
+    def _folder(self) -> Folder:
+        return Folder(self.root)
+
+    @cached_property
+    def _scratch(self) -> tempfile.TemporaryDirectory[str]:
+        return tempfile.TemporaryDirectory(prefix="mshnet-annotations-")
+
+    @cached_property
+    def _files(self) -> dict[str, Path]:
+        """The annotation files where they can be mapped."""
+        self.check()
+        return {s: self._folder.local_copy(_annotation_file(s), Path(self._scratch.name)) for s in SUBSETS}
+
+    def _where(self, subset: str) -> str:
+        return f"{self.root.rstrip('/')}/{_annotation_file(subset)}"
+
+    @cached_property
+    def _categories(self) -> dict[int, str]:
+        found = {}
+        for subset, file in self._files.items():
+            content = _decoded(file, _Categories, self._where(subset))
+            found[subset] = {category.id: category.name for category in content.categories}
+        if found["train"] != found["val"]:
             raise InputError(f"the categories of the train and val annotations under '{self.root}' differ")
-        if len(found["val"].categories) != CLASSES:
+        if len(found["val"]) != CLASSES:
             raise InputError(
-                f"dataset coco must have {CLASSES} categories, found {len(found['val'].categories)} under "
+                f"dataset coco must have {CLASSES} categories, found {len(found['val'])} under "
                 f"'{self.root}': its folds are defined on the {CLASSES} of COCO 2014"
             )
-        return found
+        return found["val"]
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names in ascending category id."""
-        return tuple(name for _, name in sorted(self._annotations["val"].categories.items()))
-
-    @cached_property
-    def _class_of_category(self) -> dict[int, int]:
-        return {category: i for i, category in enumerate(sorted(self._annotations["val"].categories))}
+        return tuple(name for _, name in sorted(self._categories.items()))
 
     @cached_property
     def _sizes(self) -> dict[str, int]:
         return {name: size for s in SUBSETS for name, size in self._folder.sizes(f"{s}2014").items()}
 
-    def records(self) -> tuple[ImageRecord, ...]:
+    def records(self) -> Iterator[ImageRecord]:
         """Every image with at least one annotation that is not a crowd."""
-        records = [
-            ImageRecord(image_id=path, subset=subset, image_path=path)
-            for subset, annotations in self._annotations.items()
-            for path, image in annotations.images.items()
-            if image.instances
-        ]
-        missing = [r.image_path for r in records if r.image_path not in self._sizes]
+        classes = {category: i for i, category in enumerate(sorted(self._categories))}
+        for subset in self._files:  # in the order of the image ids, one file in memory at a time
+            yield from self._records_of(subset, classes)
+
+    def _records_of(self, subset: str, classes: dict[int, int]) -> Iterator[ImageRecord]:
+        content = _decoded(self._files[subset], _Instances, self._where(subset))
+        images = {image.id: image for image in content.images}
+        instances: dict[int | str, list[_Annotation]] = {}
+        for annotation in content.annotations:
+            _check(annotation, images, classes, self._where(subset))
+            if not annotation.iscrowd:
+                instances.setdefault(annotation.image_id, []).append(annotation)
+        paths = sorted((f"{subset}2014/{images[image_id].file_name}", image_id) for image_id in instances)
+        self._check_all_there([path for path, _ in paths])
+        for path, image_id in paths:
+            yield ImageRecord(
+                image_id=path,
+                subset=subset,
+                image_path=path,
+                height=images[image_id].height,
+                width=images[image_id].width,
+                instances=_joined(instances[image_id], classes),
+            )
+
+    def _check_all_there(self, paths: list[str]) -> None:
+        missing = [path for path in paths if path not in self._sizes]
         if missing:
             raise InputError(
                 f"every annotated image needs its file under '{self.root}': {len(missing)} missing, "
                 f"first '{min(missing)}'; fetch them or leave them out of the JSON"
             )
-        return tuple(sorted(records, key=lambda r: r.image_id))
 
     def load(self, record: ImageRecord) -> LabelledImage:
         """One image with the union of its instances per class. InputError for a broken or misfit file."""
-        entry = self._annotations[record.subset].images[record.image_id]
         image = self._folder.read_rgb(record.image_path)
-        if image.shape[:2] != (entry.height, entry.width):
+        if image.shape[:2] != (record.height, record.width):
             raise InputError(
                 f"mask and image must have one size: the annotations of '{record.image_path}' are for "
-                f"{entry.width}×{entry.height} px, the file is {image.shape[1]}×{image.shape[0]} px"
+                f"{record.width}×{record.height} px, the file is {image.shape[1]}×{image.shape[0]} px"
             )
         by_class: dict[int, list[tuple[int, Any]]] = {}
-        for category, annotation_id, segmentation in entry.instances:
-            by_class.setdefault(self._class_of_category[category], []).append((annotation_id, segmentation))
-        masks = {c: _union(parts, entry) for c, parts in sorted(by_class.items())}
+        for class_id, annotation_id, segmentation in _of_record.decode(record.instances):
+            by_class.setdefault(class_id, []).append((annotation_id, segmentation))
+        masks = {c: _union(parts, record) for c, parts in sorted(by_class.items())}
         # An instance smaller than a pixel gives an empty mask: the image does not show the class.
         return LabelledImage(image=image, masks={c: m for c, m in masks.items() if m.any()}, ignore=None)
 
     def fingerprint(self) -> str:
         """Changes with any picture's name or size and with the annotations' contents."""
-        hashes = {s: a.sha256.encode() for s, a in self._annotations.items()}
+        hashes = {}
+        for subset, path in self._files.items():
+            with path.open("rb") as file:
+                hashes[subset] = hashlib.file_digest(file, "sha256").hexdigest().encode()
         return fingerprint_of(self.dataset, self._sizes, hashes)
 
 
-def _version(folder: Folder, subset: str) -> str:
-    return str(folder.fs.ukey(folder.path(f"annotations/instances_{subset}2014.json")))
+def _annotation_file(subset: str) -> str:
+    return f"annotations/instances_{subset}2014.json"
 
 
-@lru_cache(maxsize=4)
-def _cached_annotations(root: str, subset: str, version: str) -> _Annotations:
-    """`version` changes with the file, so that a long-lived process never answers from an old one."""
-    name = f"annotations/instances_{subset}2014.json"
-    data = Folder(root).read(name)
-    return _parse(data, f"{root.rstrip('/')}/{name}", subset)
-
-
-def _parse(data: bytes, where: str, subset: str) -> _Annotations:
+def _decoded(file: Path, kind: Any, where: str) -> Any:
+    with file.open("rb") as opened:
+        if not file.stat().st_size:
+            raise InputError(f"'{where}' is empty; fetch the file again")
+        data = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)  # unmapped with the last Raw that lies in it
     try:
-        content = json.loads(data, object_hook=_compact)
-    except ValueError as error:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        raise InputError(f"'{where}' is not in COCO's instance format: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InputError(f"'{where}' is not valid JSON: {error}; fetch the file again") from error
-    missing = [k for k in ("categories", "images", "annotations") if k not in _keys(content)]
-    if missing:
-        raise InputError(f"'{where}' must have categories, images and annotations; it has no {', '.join(missing)}")
-    try:
-        categories = {int(c["id"]): str(c["name"]) for c in content["categories"]}
-        images = {i["id"]: _Image(i["file_name"], int(i["height"]), int(i["width"])) for i in content["images"]}
-        for annotation in content["annotations"]:
-            _add(annotation, images, categories, where)
-    except (KeyError, TypeError) as error:
-        kind = type(error).__name__
-        raise InputError(f"'{where}' is not in COCO's instance format: {kind} {error}") from error
-    by_path = {f"{subset}2014/{image.file_name}": image for image in images.values()}
-    return _Annotations(categories, by_path, hashlib.sha256(data).hexdigest())
 
 
-def _keys(content: object) -> set[str]:
-    return set(content) if isinstance(content, dict) else set()
+def _joined(annotations: list[_Annotation], classes: dict[int, int]) -> bytes:
+    parts = [
+        b"[%d,%d,%b]" % (classes[a.category_id], a.id, memoryview(a.segmentation))
+        for a in sorted(annotations, key=lambda a: a.id)
+    ]
+    return b"[%b]" % b",".join(parts)
 
 
-def _compact(value: dict[str, Any]) -> dict[str, Any]:
-    # Polygons as arrays while parsing: a list takes 32 bytes a coordinate (float and pointer), an array 8.
-    polygons = value.get("segmentation")
-    if isinstance(polygons, list):
-        value["segmentation"] = [np.asarray(p, dtype=np.float64) for p in polygons]
-    return value
-
-
-def _add(annotation: dict[str, Any], images: dict[Any, _Image], categories: dict[int, str], where: str) -> None:
-    number = annotation["id"]
-    if annotation["category_id"] not in categories:
+def _check(annotation: _Annotation, images: dict[int | str, _Image], classes: dict[int, int], where: str) -> None:
+    number = annotation.id
+    if annotation.category_id not in classes:
         raise InputError(
-            f"'{where}': annotation {number} has category {annotation['category_id']}, "
+            f"'{where}': annotation {number} has category {annotation.category_id}, "
             "which is not among the file's categories; add the category or remove the annotation"
         )
-    image = images.get(annotation["image_id"])
+    image = images.get(annotation.image_id)
     if image is None:
         raise InputError(
-            f"'{where}': annotation {number} is of image {annotation['image_id']}, "
+            f"'{where}': annotation {number} is of image {annotation.image_id}, "
             "which is not among the file's images; add the image or remove the annotation"
         )
-    if annotation.get("iscrowd", 0):
+    if annotation.iscrowd:
         return
-    segmentation = annotation["segmentation"]
+    try:
+        segmentation = _segmentation.decode(annotation.segmentation)
+    except msgspec.ValidationError as error:
+        raise InputError(
+            f"'{where}': annotation {number} is neither polygons nor run lengths ({error}); mend or remove it"
+        ) from error
     if isinstance(segmentation, list):
-        _check_polygons(segmentation, number, where)
-    elif tuple(segmentation["size"]) != (image.height, image.width):
+        _check_polygons([len(polygon) for polygon in segmentation] or [0], number, where)
+    elif segmentation.size != (image.height, image.width):
         raise InputError(
             f"mask and image must have one size: '{where}', annotation {number} has an RLE of size "
-            f"{list(segmentation['size'])}, its image is [{image.height}, {image.width}] (height, width)"
+            f"{list(segmentation.size)}, its image is [{image.height}, {image.width}] (height, width)"
         )
-    image.instances.append((int(annotation["category_id"]), int(number), segmentation))
 
 
-def _check_polygons(polygons: list[np.ndarray], number: object, where: str) -> None:
-    sizes = [p.size for p in polygons] or [0]
+def _check_polygons(sizes: list[int], number: int, where: str) -> None:
     if min(sizes) < 6 or any(n % 2 for n in sizes):
         raise InputError(
             f"'{where}': annotation {number} has a polygon of {min(sizes) / 2:g} points, "
@@ -201,7 +250,7 @@ def _check_polygons(polygons: list[np.ndarray], number: object, where: str) -> N
         )
 
 
-def _union(parts: list[tuple[int, Any]], image: _Image) -> Bool[np.ndarray, "H W"]:
+def _union(parts: list[tuple[int, Any]], record: ImageRecord) -> Bool[np.ndarray, "H W"]:
     """What `annToMask` gives for each instance, united (the same run-length code, nothing printed)."""
     from pycocotools import mask as rle_code
 
@@ -209,12 +258,11 @@ def _union(parts: list[tuple[int, Any]], image: _Image) -> Bool[np.ndarray, "H W
     for number, segmentation in parts:
         try:
             if isinstance(segmentation, list):
-                runs += rle_code.frPyObjects(segmentation, image.height, image.width)
-            elif isinstance(segmentation["counts"], list):
-                runs.append(rle_code.frPyObjects(segmentation, image.height, image.width))
-            else:
-                runs.append(segmentation)
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"annotation {number} of '{image.file_name}' has no readable mask: {error}") from error
+                runs += rle_code.frPyObjects(segmentation, record.height, record.width)
+                continue
+            rle = {"size": list(segmentation.size), "counts": segmentation.counts}
+            runs.append(rle_code.frPyObjects(rle, *rle["size"]) if isinstance(rle["counts"], list) else rle)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"annotation {number} of '{record.image_path}' has no readable mask: {error}") from error
     decoded: Bool[np.ndarray, "H W"] = rle_code.decode(rle_code.merge(runs)).astype(bool)
     return decoded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -67,7 +68,11 @@ class VocSource(Source):
         names = [f"{LISTS}/{name}.txt" for name in ("train", "trainaug", "val")]
         return {name: self._folder.read(name) for name in names if self._folder.has_file(name)}
 
-    def records(self) -> tuple[ImageRecord, ...]:
+    def check(self) -> None:
+        """Raise DatasetNotFoundError where the layout is not there."""
+        _ = self._folder
+
+    def records(self) -> Iterator[ImageRecord]:
         """Every image with a mask; `val` are the ids of val.txt, `train` all others."""
         prefix = f"{MASKS}/"
         ids = sorted(p[len(prefix) : -4] for p in self._sizes if p.startswith(prefix) and p.endswith(".png"))
@@ -79,15 +84,13 @@ class VocSource(Source):
         no_image = [i for i in ids if f"{IMAGES}/{i}.jpg" not in self._sizes]
         self._check_all_there(MASKS, no_image, f"{IMAGES}/*.jpg")
         val = set(_ids(self._lists[f"{LISTS}/val.txt"]))
-        return tuple(
-            ImageRecord(
+        for image_id in ids:
+            yield ImageRecord(
                 image_id=image_id,
                 subset="val" if image_id in val else "train",
                 image_path=f"{IMAGES}/{image_id}.jpg",
                 mask_path=f"{MASKS}/{image_id}.png",
             )
-            for image_id in ids
-        )
 
     def load(self, record: ImageRecord) -> LabelledImage:
         """One image with its class masks. InputError for a broken file, a misfit size or label."""

@@ -6,21 +6,22 @@ import hashlib
 import io
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-import fsspec
 import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
+from mshnet.data.filesystem import filesystem, is_local
 from mshnet.data.folds import DATASETS
 from mshnet.errors import DatasetNotFoundError, InputError
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRecord:
-    """One image of a source, before anything is read."""
+    """All that is known of an image before its files are opened: with it, `load` needs no list and no annotations."""
 
     image_id: str
     """As in the field's lists: `2007_000033` (Pascal), `val2014/COCO_val2014_000000507081.jpg` (COCO)."""
@@ -30,6 +31,11 @@ class ImageRecord:
     """Relative to the source's root."""
     mask_path: str = ""
     """Relative to the source's root; empty where masks come from annotations (COCO)."""
+    height: int = 0
+    """Original size in pixels as the annotations say; 0 where nothing says it before the file is opened."""
+    width: int = 0
+    instances: bytes = b""
+    """What the masks are made of, in the reader's own JSON; empty where they are files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +56,17 @@ class Source(ABC):
     mask_mode: str
     """How masks follow from the files; recorded beside every number."""
 
+    @abstractmethod
+    def check(self) -> None:
+        """A quick look whether the layout is there. Raises DatasetNotFoundError, naming what was looked for."""
+
     @property
     @abstractmethod
     def class_names(self) -> tuple[str, ...]:
         """By class id."""
 
     @abstractmethod
-    def records(self) -> Sequence[ImageRecord]:
+    def records(self) -> Iterator[ImageRecord]:
         """All images with a label, sorted by image id. InputError where files do not fit together."""
 
     @abstractmethod
@@ -69,10 +79,7 @@ class Source(ABC):
 
 
 def open_source(dataset: str, root: str) -> Source:
-    """The reader for a data set under a local folder or any fsspec URI.
-
-    Raises DatasetNotFoundError, naming what was looked for, when the layout is not there.
-    """
+    """The reader for a data set under a local folder or any fsspec URI; nothing is looked at yet."""
     if dataset == "coco":
         from mshnet.data.coco import CocoSource
 
@@ -89,7 +96,7 @@ class Folder:
 
     def __init__(self, root: str) -> None:
         self.root = root
-        self.fs, self._base = fsspec.core.url_to_fs(root)
+        self.fs, self._base = filesystem(root)
         self._base = self._base.rstrip("/")
 
     def __reduce__(self) -> tuple[type[Folder], tuple[str]]:
@@ -123,6 +130,15 @@ class Folder:
             return bytes(self.fs.cat_file(self.path(relative)))
         except FileNotFoundError as error:
             raise DatasetNotFoundError(f"no file '{relative}' under '{self.root}'") from error
+
+    def local_copy(self, relative: str, scratch: Path) -> Path:
+        """A file that can be mapped: itself where it is local, else copied into `scratch`."""
+        if is_local(self.root):
+            return Path(self.path(relative))
+        copy = scratch / relative
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        self.fs.get_file(self.path(relative), str(copy))
+        return copy
 
     def read_image(self, relative: str) -> Image.Image:
         """A decoded picture. InputError naming the file when it is truncated or no picture at all."""

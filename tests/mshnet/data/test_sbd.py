@@ -57,7 +57,7 @@ def archives(voc_root: Path, copy_of: Callable[[Path], Path], tmp_path: Path) ->
 def test_both_sources_are_united_and_vocs_own_mask_wins(archives: Archives, voc_root: Path) -> None:
     assert build_aug_masks(*archives) == Built(masks=30, from_voc=18, from_sbd=12, trainaug=24, val=6)
     source = VocSource(str(archives[0]), "shapes")
-    records = source.records()
+    records = list(source.records())
     assert [r.subset for r in records].count("val") == 6
     root = archives[0] / "VOCdevkit/VOC2012"
     for index, record in enumerate(records):

@@ -49,7 +49,7 @@ def test_the_mixture_of_a_demo(tmp_path: Path) -> None:
     source = VocSource(str(tmp_path), "shapes")
     images: dict[str, Counter[int]] = {"train": Counter(), "val": Counter()}
     shares, several, ignored = [], 0, []
-    for record in source.records():
+    for record in list(source.records()):
         labelled = source.load(record)
         images[record.subset].update(labelled.masks.keys())
         shares += [float(m.mean()) for m in labelled.masks.values()]
@@ -86,7 +86,7 @@ def test_colour_does_not_tell_the_class(tmp_path: Path) -> None:
     write_voc(tmp_path, images=90, size_px=64, seed=5)
     source = VocSource(str(tmp_path), "shapes")
     hues: dict[int, list[np.ndarray]] = {}
-    for record in source.records():
+    for record in list(source.records()):
         labelled = source.load(record)
         for class_id, mask in labelled.masks.items():
             colour = labelled.image[mask].mean(0)
@@ -134,7 +134,7 @@ def test_the_command(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mshnet.data.shapes", "--layout", "voc", "--out", str(tmp_path / "s")]
     done = subprocess.run([*command, "--images", "3", "--size-px", "48"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")
-    assert len(VocSource(str(tmp_path / "s"), "shapes").records()) == 3
+    assert len(list(VocSource(str(tmp_path / "s"), "shapes").records())) == 3
     bad = subprocess.run([*command, "--images", "1"], capture_output=True, text=True)
     assert bad.returncode == 1
     assert bad.stderr.strip() == (

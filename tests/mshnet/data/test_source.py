@@ -30,17 +30,17 @@ def test_each_dataset_has_its_reader(voc_root: Path, coco_root: Path) -> None:
 def test_a_missing_folder_says_what_was_looked_for(dataset: str, tmp_path: Path) -> None:
     wanted = {"shapes": "looked for JPEGImages, SegmentationClassAug", "coco": "instances_train2014.json"}
     with pytest.raises(DatasetNotFoundError, match=wanted[dataset]):
-        open_source(dataset, str(tmp_path / "nowhere")).records()
+        list(open_source(dataset, str(tmp_path / "nowhere")).records())
 
 
 @pytest.mark.parametrize("dataset", ["shapes", "coco"])
 def test_a_pickled_reader_reads_the_same(dataset: str, voc_root: Path, coco_root: Path) -> None:
     source = open_source(dataset, str(voc_root if dataset == "shapes" else coco_root))
-    records = source.records()
+    records = list(source.records())
     data = pickle.dumps(source)
     assert len(data) < 500  # travels to workers: no records, no annotations
     again = pickle.loads(data)
-    assert again.records() == records
+    assert list(again.records()) == records
     assert again.fingerprint() == source.fingerprint()
     first, second = source.load(records[4]), again.load(records[4])
     assert first.masks.keys() == second.masks.keys()
@@ -55,9 +55,9 @@ def test_object_storage_reads_the_same(dataset: str, voc_root: Path, coco_root: 
         if path.is_file():
             memory.pipe_file(f"/{dataset}-bucket/{path.relative_to(local)}", path.read_bytes())
     here, there = open_source(dataset, str(local)), open_source(dataset, f"memory://{dataset}-bucket")
-    assert there.records() == here.records()
+    assert list(there.records()) == list(here.records())
     assert there.fingerprint() == here.fingerprint()
-    record = here.records()[0]
+    record = list(here.records())[0]
     mine, theirs = here.load(record), there.load(record)
     assert np.array_equal(mine.image, theirs.image)
     assert all(np.array_equal(mine.masks[c], theirs.masks[c]) for c in mine.masks | theirs.masks)
@@ -67,7 +67,7 @@ def test_object_storage_reads_the_same(dataset: str, voc_root: Path, coco_root: 
 def test_a_truncated_jpeg_is_named(dataset: str, voc_root: Path, coco_root: Path, copy_of: Copy) -> None:
     root = copy_of(voc_root if dataset == "shapes" else coco_root)
     source = open_source(dataset, str(root))
-    record = source.records()[5]
+    record = list(source.records())[5]
     path = root / record.image_path
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(InputError, match=f"cannot decode '{record.image_path}'.*fetch the file again"):
@@ -78,7 +78,7 @@ def test_a_truncated_jpeg_is_named(dataset: str, voc_root: Path, coco_root: Path
 def test_a_text_file_instead_of_a_jpeg_is_named(dataset: str, voc_root: Path, coco_root: Path, copy_of: Copy) -> None:
     root = copy_of(voc_root if dataset == "shapes" else coco_root)
     source = open_source(dataset, str(root))
-    record = source.records()[0]
+    record = list(source.records())[0]
     (root / record.image_path).write_text("<html>404</html>")
     with pytest.raises(InputError, match=rf"cannot decode '{record.image_path}'.*\(16 bytes\)"):
         source.load(record)
@@ -97,6 +97,6 @@ def test_the_fingerprint_follows_content_not_place(
     listed.write_text(listed.read_text() + "\n")
     changed = open_source(dataset, str(root)).fingerprint()
     assert changed != before
-    image = root / open_source(dataset, str(root)).records()[0].image_path
+    image = root / list(open_source(dataset, str(root)).records())[0].image_path
     image.write_bytes(image.read_bytes() + b"\0")
     assert open_source(dataset, str(root)).fingerprint() not in (before, changed)
