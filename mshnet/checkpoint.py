@@ -13,7 +13,6 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-import fsspec
 import safetensors
 import safetensors.torch
 import torch
@@ -23,6 +22,7 @@ from torch import Tensor
 from mshnet.backbone import Backbone
 from mshnet.config import ModelConfig
 from mshnet.data.files import write_atomically
+from mshnet.data.filesystem import filesystem
 from mshnet.errors import InputError
 from mshnet.model import MSHNet
 
@@ -131,10 +131,9 @@ def save_model(model: MSHNet, folder: str, details: Mapping[str, Any]) -> None:
 
 def read_config(folder: str) -> dict[str, Any]:
     """The `config.json` of a model folder. Raises InputError where there is none or it is of another format."""
-    fs, root = fsspec.core.url_to_fs(folder)
+    fs, root = filesystem(folder)
     try:
-        with fs.open(posixpath.join(root, CONFIG_FILE), "rb") as file:
-            config: dict[str, Any] = json.load(file)
+        config: dict[str, Any] = json.loads(fs.cat_file(posixpath.join(root, CONFIG_FILE)))
     except FileNotFoundError as error:
         raise InputError(
             f"no model under {folder!r} (looked for {CONFIG_FILE}); give a folder that training wrote"
@@ -179,9 +178,9 @@ def read_state_dict(uri: str) -> dict[str, Tensor]:
     A torch file is read with `weights_only`, so nothing in it is executed. Raises InputError when the
     file is absent, damaged, or holds more than tensors.
     """
+    fs, path = filesystem(uri)
     try:
-        with fsspec.open(uri, "rb") as file:
-            data = file.read()
+        data = fs.cat_file(path)
     except FileNotFoundError as error:
         raise InputError(f"no weights at {uri!r}; give a safetensors file or a torch state dict") from error
     try:

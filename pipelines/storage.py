@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import posixpath
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
-import fsspec
-
-from mshnet.data.files import write_atomically
+from mshnet.data.files import create_atomically, write_atomically
+from mshnet.data.files import remove_orphans as remove_orphans
+from mshnet.data.filesystem import filesystem, is_local, is_s3
 from mshnet.errors import InputError
 
 
@@ -34,19 +36,43 @@ def below(root: str, uri: str) -> str:
 
 def exists(uri: str) -> bool:
     """Whether there is a file or folder."""
-    fs, path = fsspec.core.url_to_fs(uri)
+    fs, path = filesystem(uri)
     return bool(fs.exists(path))
 
 
 def size_bytes(uri: str) -> int | None:
     """Of a file; None where there is none."""
-    fs, path = fsspec.core.url_to_fs(uri)
-    return int(fs.size(path)) if fs.exists(path) else None
+    fs, path = filesystem(uri)
+    try:
+        found = fs.info(path)
+    except FileNotFoundError:
+        return None
+    return int(found["size"]) if found["type"] == "file" else None
+
+
+def sizes(uri: str) -> dict[str, int]:
+    """Bytes of each file that lies in a folder, by name; one listing. Empty where there is no such folder."""
+    fs, path = filesystem(uri)
+    try:
+        found = fs.ls(path, detail=True)
+    except FileNotFoundError:
+        return {}
+    return {posixpath.basename(entry["name"]): int(entry["size"]) for entry in found if entry["type"] == "file"}
+
+
+def sha256(uri: str) -> str | None:
+    """Of a file's bytes, hexadecimal; None where there is none."""
+    fs, path = filesystem(uri)
+    try:
+        with fs.open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None
 
 
 def read_bytes(uri: str) -> bytes:
     """A whole file."""
-    fs, path = fsspec.core.url_to_fs(uri)
+    fs, path = filesystem(uri)
     data: bytes = fs.cat_file(path)
     return data
 
@@ -71,22 +97,70 @@ def read_json(uri: str) -> dict[str, Any] | None:
 
 def write_json(uri: str, data: Mapping[str, Any]) -> None:
     """Indented JSON, never readable half-written."""
-    write_bytes(uri, json.dumps(data, indent=2, allow_nan=False).encode())
+    write_bytes(uri, _json(data))
+
+
+def create_json(uri: str, data: Mapping[str, Any]) -> bool:
+    """The same where there is none yet, by one of all that try at once; False for the others.
+
+    False also where its own first try arrived but not the answer: compare the contents.
+    """
+    try:
+        create_atomically(uri, _json(data))
+    except FileExistsError:
+        return False
+    return True
+
+
+def _json(data: Mapping[str, Any]) -> bytes:
+    return json.dumps(data, indent=2, allow_nan=False).encode()
 
 
 def remove(uri: str) -> None:
     """A folder with all that is in it; nothing where there is none."""
-    fs, path = fsspec.core.url_to_fs(uri)
+    fs, path = filesystem(uri)
     if fs.exists(path):
         fs.rm(path, recursive=True)
+
+
+def check_writable(uri: str) -> None:
+    """Write a few bytes below a place and delete them, before anything expensive; a local folder is made.
+
+    Raises InputError within seconds where that cannot be.
+    """
+    fs, path = filesystem(join(uri, f".writable-{uuid.uuid4().hex}"), quick=True)
+    try:
+        if not is_s3(uri):
+            fs.makedirs(posixpath.dirname(path), exist_ok=True)
+        fs.pipe_file(path, b"x")
+        fs.rm_file(path)
+    except (OSError, ValueError) as error:
+        found, advice = _trouble(uri, error)
+        raise InputError(f"expected a place to write to at {uri!r}, found {found}; {advice}") from error
+
+
+def _trouble(uri: str, error: Exception) -> tuple[str, str]:
+    """What was found, in words, and what to do."""
+    if not is_s3(uri):
+        return f"{type(error).__name__}: {error}", "give a folder that this user may write to"
+    if isinstance(error, FileNotFoundError):
+        return "no such bucket", "correct its name, or make it; AWS_ENDPOINT_URL says at which server"
+    if isinstance(error, PermissionError):
+        return (
+            f"no credentials that may write there ({error})",
+            "set AWS_PROFILE (its files: AWS_CONFIG_FILE, AWS_SHARED_CREDENTIALS_FILE), or AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY",
+        )
+    if isinstance(error, ConnectionError):
+        return str(error), "start the server, or correct AWS_ENDPOINT_URL (or the profile's endpoint_url)"
+    return f"{type(error).__name__}: {error}", "mend it (AWS_ENDPOINT_URL, AWS_REGION) and start again"
 
 
 def for_arrow(uri: str) -> tuple[str, Any]:
     """Path and pyarrow file system of a URI, as Ray Train wants its storage."""
     import pyarrow.fs
 
-    fs, path = fsspec.core.url_to_fs(uri)
-    local = "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
-    if local:
+    fs, path = filesystem(uri)
+    if is_local(uri):
         return path, pyarrow.fs.LocalFileSystem()
     return path, pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))

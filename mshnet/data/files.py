@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from mshnet.data.filesystem import filesystem, is_local
+from mshnet.data.filesystem import filesystem, is_local, is_s3
 
 _WRITING = ".writing-"
 
@@ -93,7 +93,7 @@ def _temporary(path: str) -> Iterator[BinaryIO]:
 def _locked(folder: str) -> BinaryIO:
     while True:
         # Not tempfile, whose files nobody else in a team can read.
-        file = open(posixpath.join(folder, _WRITING + uuid.uuid4().hex), "xb")
+        file = open(posixpath.join(folder, _WRITING + uuid.uuid4().hex), "xb")  # noqa: SIM115 the caller closes it
         with contextlib.suppress(OSError):  # a file system without locks keeps its orphans
             fcntl.flock(file, fcntl.LOCK_EX)
         if os.fstat(file.fileno()).st_nlink:
@@ -108,6 +108,6 @@ def _to_disk(file: BinaryIO) -> None:
 
 def _make_folder(uri: str) -> None:
     # Keys need no folder, and s3fs would look for the bucket each time, or make it.
-    if not uri.startswith(("s3://", "s3a://")):
+    if not is_s3(uri):
         fs, path = filesystem(uri)
         fs.makedirs(posixpath.dirname(path), exist_ok=True)

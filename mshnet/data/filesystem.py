@@ -21,35 +21,43 @@ def is_local(uri: str) -> bool:
     return "://" not in uri or uri.startswith(("file://", "local://"))
 
 
-def filesystem(uri: str) -> tuple[Any, str]:
+def is_s3(uri: str) -> bool:
+    """Whether a URI is of an object store that speaks S3."""
+    return uri.startswith(("s3://", "s3a://"))
+
+
+def filesystem(uri: str, quick: bool = False) -> tuple[Any, str]:
     """The fsspec file system of a path or URI, and its own name of the place.
 
     An s3 URI is served with the endpoint, region and credentials of the usual AWS environment and files; a request
-    that fails for a passing reason is repeated for two minutes (see `mshnet.data.s3`). Safe to call from any thread
-    and after a fork. Raises InputError for a URI that carries credentials or is of an unknown kind.
+    that fails for a passing reason is repeated for two minutes, or seconds where it is to be `quick` (see
+    `mshnet.data.s3`). Safe to call from any thread and after a fork. Raises InputError for a URI that carries
+    credentials or is of an unknown kind.
     """
     if is_local(uri):
         return LocalFileSystem(), LocalFileSystem._strip_protocol(uri)
     refuse_secrets(uri)
-    if not uri.startswith(("s3://", "s3a://")):
+    if not is_s3(uri):
         try:
             return fsspec.core.url_to_fs(uri)  # type: ignore[no-any-return]
         except (ValueError, ImportError) as error:
             raise InputError(
                 f"expected a local path, s3://BUCKET/... or another URI that fsspec opens, found {uri!r} ({error})"
             ) from error
-    fs = _object_store(os.getpid(), tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))))
+    environment = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
+    fs = _object_store(os.getpid(), environment, quick)
     return fs, fs._strip_protocol(uri)
 
 
 @functools.lru_cache(maxsize=4)
-def _object_store(process: int, environment: tuple[tuple[str, str], ...]) -> Any:
+def _object_store(process: int, environment: tuple[tuple[str, str], ...], quick: bool) -> Any:
     # fsspec's own cache would go on with the credentials that the process began with.
     try:
         from mshnet.data.s3 import ObjectStore
     except ImportError as error:
         raise InputError(f"expected s3fs to be installed for s3:// URIs ({error}); pip install s3fs") from error
-    return ObjectStore(skip_instance_cache=True)
+    limits = {"patience_s": 5.0, "timeout_s": 5.0} if quick else {}
+    return ObjectStore(**limits, skip_instance_cache=True)
 
 
 def refuse_secrets(uri: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 import botocore.exceptions
 import s3fs
-from botocore.exceptions import ClientError, SSLError
+from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError, SSLError
 from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync_wrapper
 
@@ -182,6 +182,8 @@ def _as_os_error(error: Exception, conditional: bool) -> Exception:
         return FileExistsError(errno.EEXIST, "there is an object of this name already")
     if isinstance(error, _CREDENTIAL_ERRORS):
         return PermissionError(errno.EACCES, str(error))
-    if _answer(error)[0] is None and isinstance(error, (*_TRANSIENT_ERRORS, SSLError)):
-        return ConnectionError(f"the object store does not answer: {error}")
+    if isinstance(error, ParamValidationError):
+        return ValueError(str(error))
+    if _answer(error)[0] is None and isinstance(error, (*_TRANSIENT_ERRORS, BotoCoreError)):
+        return ConnectionError(f"no answer from the object store: {error}")
     return error
