@@ -10,10 +10,10 @@ from typing import Any
 from pipelines import provenance, storage
 from pipelines.config import CrossValidationConfig, fingerprint
 from pipelines.dag import Stage
-from pipelines.preprocess import Scan
 from pipelines.register import SameRun
 from pipelines.report import picture_name, write_report
 from pipelines.results import BASELINES, CrossValidation, FoldResult, mean
+from pipelines.scan import Scan
 from pipelines.tracking import Tracker
 
 CODE_VERSION = 1

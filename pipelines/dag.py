@@ -6,6 +6,8 @@ it depends on and is written last, so the same job submitted again does only wha
 
 from __future__ import annotations
 
+import json
+import logging
 import posixpath
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +17,7 @@ from typing import Any
 from mshnet.errors import InputError
 from pipelines import storage
 
+LOG = logging.getLogger(__name__)
 Result = Mapping[str, Any]
 
 
@@ -38,7 +41,16 @@ class Stage:
     scratch: str = ""
     """Folder that is of no use any more once the result is written."""
     complete: Callable[[Result], bool] = field(default=lambda result: True)
-    """Whether a recorded result still holds."""
+    """Whether a recorded result still holds, as far as a quick look can tell."""
+    holds: Callable[[Result], bool] | None = None
+    """The same by a thorough look, inside the task. With it, a stage that is needed always runs, but keeps a
+    recorded result that holds."""
+    exclusive: bool = False
+    """The result is written only where there is none: of two jobs that race for it one wins, the other says so."""
+    spread: bool = False
+    """Over the nodes, rather than packed on few."""
+    images: int = 0
+    """How many it works through, for the progress; its result then has `size_bytes`."""
 
     @property
     def folder(self) -> str:
@@ -82,6 +94,8 @@ class Plan:
     pending: tuple[Stage, ...]
     skipped: int
     """Stages that nothing pending needs."""
+    recorded: frozenset[str] = frozenset()
+    """Pending stages of an earlier job whose results are looked at thoroughly and kept if they hold."""
 
     def lines(self) -> Iterator[str]:
         """The graph as text, a stage a line."""
@@ -89,21 +103,25 @@ class Plan:
             yield f"done  {name}"
         for stage in self.pending:
             needs = ", ".join(need.name for need in stage.needs)
-            yield f"run   {stage.name}" + (f"  <- {needs}" if needs else "")
+            verb = "check" if stage.name in self.recorded else "run  "
+            yield f"{verb} {stage.name}" + (f"  <- {needs}" if needs else "")
 
 
 def plan(targets: Sequence[Stage]) -> Plan:
     """Look at the store, from the targets upstream: what a done stage needed is not even looked at."""
     done: dict[str, Result] = {}
     pending: dict[str, Stage] = {}
+    checked: set[str] = set()
 
     def visit(stage: Stage) -> None:
         if stage.name in done or stage.name in pending:
             return
         recorded = stage.recorded()
-        if recorded is not None:
+        if recorded is not None and stage.holds is None:
             done[stage.name] = recorded
             return
+        if recorded is not None:
+            checked.add(stage.name)
         for need in stage.needs:
             visit(need)
         pending[stage.name] = stage
@@ -120,7 +138,7 @@ def plan(targets: Sequence[Stage]) -> Plan:
 
     for target in targets:
         count(target)
-    return Plan(done, tuple(pending.values()), len(every) - len(done) - len(pending))
+    return Plan(done, tuple(pending.values()), len(every) - len(done) - len(pending), frozenset(checked))
 
 
 def execute(targets: Sequence[Stage]) -> dict[str, Result]:
@@ -135,48 +153,112 @@ def execute(targets: Sequence[Stage]) -> dict[str, Result]:
     planned = plan(targets)
     task = ray.remote(_run)
     refs: dict[str, Any] = {name: ray.put(dict(result)) for name, result in planned.done.items()}
-    waiting = {}
+    waiting: dict[Any, Stage] = {}
     for stage in planned.pending:
         order = [refs[earlier.name] for earlier in stage.after if earlier.name in refs]
         options = {"name": stage.name, "num_cpus": stage.cpus, "num_gpus": stage.gpus, "max_retries": 3}
-        refs[stage.name] = task.options(**options).remote(
-            stage.result, stage.scratch, stage.run, stage.arguments, order, *(refs[n.name] for n in stage.needs)
+        refs[stage.name] = task.options(**options, scheduling_strategy=_strategy(stage.spread)).remote(
+            _Task.of(stage), order, *(refs[n.name] for n in stage.needs)
         )
-        waiting[refs[stage.name]] = stage.name
+        waiting[refs[stage.name]] = stage
     failures: dict[str, BaseException] = {}
-    with tqdm(total=len(waiting), desc="stages", unit="stage", file=sys.stderr) as bar:
+    images = sum(stage.images for stage in waiting.values())
+    with (
+        tqdm(total=len(waiting), desc="stages", unit="stage", file=sys.stderr) as bar,
+        tqdm(total=images, desc="images", unit="image", file=sys.stderr, disable=not images) as image_bar,
+    ):
+        size_bytes = 0
         while waiting:
             (ready,), _ = ray.wait(list(waiting), num_returns=1)
-            name = waiting.pop(ready)
+            stage = waiting.pop(ready)
             try:
-                ray.get(ready)
+                result = ray.get(ready)
             except ray.exceptions.RayError as error:
-                failures[name] = _cause(error)
+                failures[stage.name] = _cause(error)
+            else:
+                if stage.images:
+                    size_bytes += int(result["size_bytes"])
+                    image_bar.set_postfix_str(f"{size_bytes / 1e6:.0f} MB written", refresh=False)
+                    image_bar.update(stage.images)
             bar.update()
-            bar.set_postfix_str(name)
+            bar.set_postfix_str(stage.name)
     if failures:
         _raise(failures)
     return {stage.name: ray.get(refs[stage.name]) for stage in targets}
 
 
-def _run(
-    result_uri: str,
-    scratch: str,
-    run: Callable[..., Result],
-    arguments: tuple[Any, ...],
-    order: list[Any],
-    *needed: Result,
-) -> Result:
+def each(run: Callable[..., Any], calls: Sequence[tuple[Any, ...]], name: str) -> list[Any]:
+    """A function's results for each tuple of arguments, as Ray tasks spread over the nodes, in order.
+
+    Raises StageInputError when one found bad input, StageFailedError when one failed otherwise.
+    """
+    import ray
+    from tqdm import tqdm
+
+    task = ray.remote(run).options(name=name, num_cpus=1, max_retries=3, scheduling_strategy=_strategy(True))
+    refs = [task.remote(*arguments) for arguments in calls]
+    results = []
+    for ref in tqdm(refs, desc=name, file=sys.stderr, disable=len(refs) == 1):
+        try:
+            results.append(ray.get(ref))
+        except ray.exceptions.RayError as error:
+            _raise({name: _cause(error)})
+    return results
+
+
+def _strategy(spread: bool) -> str:
+    return "SPREAD" if spread else "DEFAULT"
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a stage's task needs of it."""
+
+    name: str
+    result: str
+    run: Callable[..., Result]
+    arguments: tuple[Any, ...]
+    holds: Callable[[Result], bool] | None
+    exclusive: bool
+    scratch: str
+
+    @staticmethod
+    def of(stage: Stage) -> _Task:
+        return _Task(stage.name, stage.result, stage.run, stage.arguments, stage.holds, stage.exclusive, stage.scratch)
+
+
+def _run(task: _Task, order: list[Any], *needed: Result) -> Result:
     """The task's body. References inside a list are not resolved by Ray, so a failed one only orders."""
     import ray
 
     if order:
         ray.wait(order, num_returns=len(order), fetch_local=False)
-    result = run(*arguments, *needed)
-    storage.write_json(result_uri, result)
-    if scratch:
-        storage.remove(scratch)
+    if task.holds:
+        recorded = storage.read_json(task.result)
+        if recorded is not None and task.holds(recorded):
+            return recorded
+    result = task.run(*task.arguments, *needed)
+    if task.exclusive:
+        _write_once(task, result)
+    else:
+        storage.write_json(task.result, result)
+    if task.scratch:
+        storage.remove(task.scratch)
     return result
+
+
+def _write_once(task: _Task, result: Result) -> None:
+    if storage.create_json(task.result, result):
+        return
+    if storage.read_json(task.result) != json.loads(json.dumps(result)):
+        raise InputError(
+            f"{task.result!r} is there already and holds something else: another job wrote it first, or other versions "
+            "of the libraries encode otherwise; what is there was left alone. Use another --store, or python -m "
+            "pipelines.preprocess --repair to replace it"
+        )
+    LOG.warning(
+        "%s: %r was there first, written by another job, with the same contents; using it", task.name, task.result
+    )
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -16,8 +16,9 @@ from mshnet.errors import InputError
 from pipelines import storage
 from pipelines.config import CrossValidationConfig, fingerprint
 from pipelines.dag import Stage
-from pipelines.preprocess import Scan, store_uri
+from pipelines.preprocess import store_uri
 from pipelines.results import Record
+from pipelines.scan import Scan
 
 if TYPE_CHECKING:
     from mshnet.data.episodes import Episode

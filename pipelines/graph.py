@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pipelines import aggregate, draw, evaluate, preprocess, provenance, register, train
 from pipelines.config import CrossValidationConfig, fingerprint
 from pipelines.dag import Stage
-from pipelines.preprocess import Scan
+from pipelines.scan import Scan
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 from mshnet.errors import InputError
-from pipelines import dag, preprocess, provenance, storage, tracking_uri, train
+from pipelines import dag, provenance, scan, storage, tracking_uri, train
+from pipelines.cluster import connected
 from pipelines.config import CrossValidationConfig, JobArguments, parse
 from pipelines.dag import Stage
 from pipelines.graph import Graph, Runs, build, job_key
-from pipelines.preprocess import Scan
+from pipelines.scan import Scan
 from pipelines.tracking import Tracker
 
 LOG = logging.getLogger(__name__)
@@ -34,17 +35,31 @@ def run_stages(
     `show` tells a person about the results, on stderr. Returns the exit code: 0 done, 1 failed. Usage errors
     exit with 2.
     """
-    arguments = parse(JobArguments, argv, prog, description)
+    return run_parsed(parse(JobArguments, argv, prog, description), prog, wanted, show)
+
+
+def run_parsed(arguments: JobArguments, prog: str, wanted: Wanted, show: Callable[[Any], None] | None = None) -> int:
+    """The same from arguments."""
+
+    def results() -> Any:
+        found = run(resolved(arguments.cross_validation), arguments.dry_run, wanted)
+        if show and not arguments.dry_run:
+            show(found[0])
+        return found[0] if len(found) == 1 else found
+
+    return report(results, prog)
+
+
+def report(results: Callable[[], Any], prog: str) -> int:
+    """Print what a command found as one JSON line, or what went wrong in words; gives the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     try:
-        results = run(resolved(arguments.cross_validation), arguments.dry_run, wanted)
+        found = results()
     except (InputError, dag.StageFailedError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 1
-    if show and not arguments.dry_run:
-        show(results[0])
     sys.stderr.flush()
-    print(json.dumps(results[0] if len(results) == 1 else results, allow_nan=False), flush=True)
+    print(json.dumps(found, allow_nan=False), flush=True)
     return 0
 
 
@@ -63,21 +78,35 @@ def resolved(config: CrossValidationConfig) -> CrossValidationConfig:
 
 def run(config: CrossValidationConfig, dry_run: bool, wanted: Wanted) -> list[Any]:
     """Everything between parsing and printing. Raises InputError before anything expensive starts."""
-    scanned = preprocess.scan(config)
-    trains = any(stage.run is train.train_fold for stage in _upstream(wanted(build(config, scanned, ""))))
+    scan.check(config)
+    if not dry_run:
+        storage.check_writable(config.store)
+    trains = any(stage.run is train.train_fold for stage in _upstream(wanted(build(config, scan.UNKNOWN, ""))))
     weights = weights_id(config) if trains else ""
-    if dry_run:
+    with connected(config.compute.ray_address) as resources:
+        scanned = scan.scan(config, record=not dry_run)
         planned = dag.plan(wanted(build(config, scanned, weights)))
-        print("\n".join(planned.lines()), file=sys.stderr)
-        return [{"done": list(planned.done), "run": [stage.name for stage in planned.pending]}]
-    if not trains:
-        return _execute(config, scanned, weights, Runs(), wanted)
-    runs = start_runs(config, scanned, weights)
+        if dry_run:
+            print("\n".join(planned.lines()), file=sys.stderr)
+            return [{"done": list(planned.done), "run": [stage.name for stage in planned.pending]}]
+        if not trains:
+            return _results(dag.execute(wanted(build(config, scanned, weights))))
+        runs = start_runs(config, scanned, weights)
+        side_by_side = _side_by_side(config, resources) if planned.pending else 1
+        return _tracked(config, runs, lambda: dag.execute(wanted(build(config, scanned, weights, runs, side_by_side))))
+
+
+def _results(results: dict[str, dag.Result]) -> list[Any]:
+    return [dict(result) for result in results.values()]
+
+
+def _tracked(config: CrossValidationConfig, runs: Runs, execute: Callable[[], dict[str, dag.Result]]) -> list[Any]:
+    """Execute, and tell the tracker how it went."""
     statuses = dict.fromkeys((runs.parent, *runs.folds), "FAILED")
     try:
-        results = _execute(config, scanned, weights, runs, wanted)
+        results = execute()
         statuses = dict.fromkeys(statuses, "FINISHED")
-        return results
+        return _results(results)
     except (dag.StageFailedError, dag.StageInputError) as error:
         for fold, run_id in zip(config.folds, runs.folds, strict=True):
             failed = any(stage.endswith(f"fold {fold}") for stage in error.stages)
@@ -88,18 +117,6 @@ def run(config: CrossValidationConfig, dry_run: bool, wanted: Wanted) -> list[An
         raise
     finally:
         _finish(config, statuses)
-
-
-def _execute(config: CrossValidationConfig, scanned: Scan, weights: str, runs: Runs, wanted: Wanted) -> list[Any]:
-    from pipelines.cluster import connected
-
-    targets = wanted(build(config, scanned, weights, runs))
-    if not dag.plan(targets).pending:
-        return [dict(target.recorded() or {}) for target in targets]
-    with connected(config.compute.ray_address) as resources:
-        side_by_side = _side_by_side(config, resources) if runs.parent else 1
-        results = dag.execute(wanted(build(config, scanned, weights, runs, side_by_side)))
-    return [dict(result) for result in results.values()]
 
 
 def weights_id(config: CrossValidationConfig) -> str:

@@ -5,88 +5,86 @@ python -m pipelines.preprocess --dataset pascal --source data/VOC2012 --store ou
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from mshnet.config import ImageFormat
-from mshnet.errors import InputError
+from mshnet.data.filesystem import is_local
 from pipelines import storage
-from pipelines.config import CrossValidationConfig, fingerprint
+from pipelines.config import CrossValidationConfig, JobArguments, fingerprint
 from pipelines.dag import Stage
+from pipelines.scan import Scan, read_records
 
-CODE_VERSION = 1
+if TYPE_CHECKING:
+    from mshnet.data.source import ImageRecord, LabelledImage, Source
+
+CODE_VERSION = 2
 """Raise it when the same source would give other shards."""
+MANIFEST = "manifest.json"
+SHARDS = "shards"
+READERS = 8
+"""Threads of a shard task that fetch pictures from a remote source."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scan:
-    """What a source holds, seen without opening a picture."""
+class PreprocessArguments(JobArguments):
+    """What `python -m pipelines.preprocess` takes."""
 
-    fingerprint: str
-    images: int
-    class_names: tuple[str, ...]
-    mask_mode: str
-
-
-def scan(config: CrossValidationConfig) -> Scan:
-    """List the source; with generated data, generate it first where it is not there.
-
-    Raises DatasetNotFoundError or InputError for a source that is absent or of another layout.
-    """
-    from mshnet.data.source import open_source
-
-    if config.dataset == "shapes":
-        from mshnet.data.shapes import is_generated, write_voc
-
-        if "://" in config.source:
-            raise InputError(f"generated pictures are written to a local folder, got {config.source!r}; give a path")
-        if not is_generated(config.source):
-            write_voc(config.source)
-    source = open_source(config.dataset, config.source)
-    images = len(source.records())
-    if images == 0:
-        raise InputError(f"expected labelled images under {config.source!r}, found none")
-    return Scan(
-        fingerprint=source.fingerprint(),
-        images=images,
-        class_names=source.class_names,
-        mask_mode=source.mask_mode,
-    )
+    verify: bool = False
+    """Check the sealed stores of this data set and image size under --store end to end: hashes, counts, every
+    picture and mask. Needs no source; ends with 1 where something is wrong."""
+    repair: bool = False
+    """Check this source's store likewise, and make the shards that fail anew."""
 
 
 def store_uri(config: CrossValidationConfig, scanned: Scan) -> str:
     """Where this source's images lie: one place for every fold, shot and seed."""
     key = fingerprint("images", CODE_VERSION, scanned.fingerprint, _format(config.images), config.images_per_shard)
-    return storage.join(config.store, "images", f"{config.dataset}-{config.images.image_size_px}px-{key}")
+    return storage.join(config.store, "images", f"{prefix(config)}{key}")
+
+
+def prefix(config: CrossValidationConfig) -> str:
+    """How the names of this data set's image stores begin at this size."""
+    return f"{config.dataset}-{config.images.image_size_px}px-"
 
 
 def _format(images: ImageFormat) -> Mapping[str, Any]:
     return {"size": images.image_size_px, "encoding": images.encoding, "quality": images.jpeg_quality}
 
 
-def stages(config: CrossValidationConfig, scanned: Scan) -> Stage:
-    """The shard tasks and the one that seals the store."""
+def stages(config: CrossValidationConfig, scanned: Scan, replace: bool = False) -> Stage:
+    """The shard tasks and the one that seals the store; `replace` lets it write over another manifest."""
     folder = store_uri(config, scanned)
     starts = range(0, scanned.images, config.images_per_shard)
     shards = tuple(
-        Stage(
-            name=f"preprocess {number + 1}/{len(starts)}",
-            result=storage.join(folder, "shards", f"{number:05d}.json"),
-            run=preprocess_shard,
-            arguments=(config, folder, start, min(start + config.images_per_shard, scanned.images), scanned.images),
-            complete=_ShardIsThere(folder),
-        )
+        _shard_stage(config, scanned, folder, f"{number + 1}/{len(starts)}", start)
         for number, start in enumerate(starts)
     )
     return Stage(
         name="seal the store",
-        result=storage.join(folder, "manifest.json"),
+        result=storage.join(folder, MANIFEST),
         run=seal,
         arguments=(config, folder, scanned),
         needs=shards,
         complete=_ShardsAreThere(folder),
+        exclusive=not replace,
+    )
+
+
+def _shard_stage(config: CrossValidationConfig, scanned: Scan, folder: str, label: str, start: int) -> Stage:
+    stop = min(start + config.images_per_shard, scanned.images)
+    return Stage(
+        name=f"preprocess {label}",
+        result=storage.join(folder, SHARDS, f"{start // config.images_per_shard:05d}.json"),
+        run=preprocess_shard,
+        arguments=(config, folder, scanned, start, stop),
+        complete=_ShardIsThere(folder),
+        holds=_ShardIsWhole(folder),
+        spread=True,
+        images=stop - start,
     )
 
 
@@ -99,36 +97,65 @@ class _ShardIsThere:
 
 
 @dataclass(frozen=True)
+class _ShardIsWhole:
+    folder: str
+
+    def __call__(self, result: Mapping[str, Any]) -> bool:
+        digest: str = result["sha256"]
+        return storage.sha256(storage.join(self.folder, result["name"])) == digest
+
+
+@dataclass(frozen=True)
 class _ShardsAreThere:
     folder: str
 
     def __call__(self, result: Mapping[str, Any]) -> bool:
         # Another schema counts as there, so that opening it can say so instead of overwriting it.
-        return all(map(_ShardIsThere(self.folder), result.get("shards", ())))
+        sizes = storage.sizes(self.folder)
+        return all(sizes.get(shard["name"]) == shard["size_bytes"] for shard in result.get("shards", ()))
 
 
 def preprocess_shard(
-    config: CrossValidationConfig, folder: str, start: int, stop: int, total: int
+    config: CrossValidationConfig, folder: str, scanned: Scan, start: int, stop: int
 ) -> Mapping[str, Any]:
-    """Encode records start..stop-1 of the source into one shard."""
-    from dataclasses import asdict
-
+    """Encode records start..stop-1 of the source into one shard, a few images in memory at a time."""
     from ray.experimental import tqdm_ray
 
     from mshnet.data.source import open_source
     from mshnet.data.store import encode_row, write_shard
 
-    source = open_source(config.dataset, config.source)
-    records = source.records()
-    if len(records) != total:
-        raise InputError(
-            f"expected {total} images in {config.source!r} as scanned, found {len(records)}; "
-            "do not change the source while it is preprocessed, and submit again"
-        )
-    chosen = tqdm_ray.tqdm(records[start:stop], desc=f"images {start}..{stop - 1}", flush_interval_s=5)
-    rows = [encode_row(r.image_id, r.subset, source.load(r), config.images) for r in chosen]
-    counts = Counter(class_id for row in rows for class_id in row["class_ids"])
-    return {**asdict(write_shard(rows, folder)), "images_per_class": {str(c): n for c, n in sorted(counts.items())}}
+    counts: Counter[int] = Counter()
+
+    def rows() -> Iterator[Mapping[str, Any]]:
+        chosen = read_records(config, scanned, start, stop)
+        source = open_source(config.dataset, config.source)
+        title = f"images {start}..{stop - 1}"
+        for record, labelled in tqdm_ray.tqdm(
+            _loaded(source, chosen), desc=title, total=stop - start, flush_interval_s=5
+        ):
+            row = encode_row(record.image_id, record.subset, labelled, config.images)
+            counts.update(row["class_ids"])
+            yield row
+
+    shard = write_shard(rows(), folder)
+    return {**asdict(shard), "images_per_class": {str(c): n for c, n in sorted(counts.items())}}
+
+
+def _loaded(source: Source, records: Iterable[ImageRecord]) -> Iterator[tuple[ImageRecord, LabelledImage]]:
+    """Images in order; those of a remote source are fetched some ahead, as each one costs a round trip."""
+    if is_local(source.root):
+        for record in records:
+            yield record, source.load(record)
+        return
+    waiting: deque[tuple[ImageRecord, Future[LabelledImage]]] = deque()
+    with ThreadPoolExecutor(READERS) as pool:
+        for record in records:
+            waiting.append((record, pool.submit(source.load, record)))
+            if len(waiting) > READERS:
+                first, loading = waiting.popleft()
+                yield first, loading.result()
+        for first, loading in waiting:
+            yield first, loading.result()
 
 
 def seal(config: CrossValidationConfig, folder: str, scanned: Scan, *shards: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -151,20 +178,24 @@ def seal(config: CrossValidationConfig, folder: str, scanned: Scan, *shards: Map
         ),
         images_per_class=dict(counts),
     )
+    storage.remove_orphans(folder)
     result: Mapping[str, Any] = json.loads(manifest.to_json())
     return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Preprocess only: the job's first stages."""
-    from pipelines.job import run_stages
+    """Preprocess only: the job's first stages, or a check of what they made."""
+    from pipelines import job, verify
+    from pipelines.config import parse
 
-    return run_stages(
-        argv,
-        "python -m pipelines.preprocess",
-        "Preprocess a labelled data set into the episode store.",
-        lambda graph: [graph.sealed],
-    )
+    prog, description = "python -m pipelines.preprocess", "Preprocess a labelled data set into the episode store."
+    arguments = parse(PreprocessArguments, argv, prog, description)
+    config = job.resolved(arguments.cross_validation)
+    if arguments.repair:
+        return job.report(lambda: verify.repair(config), prog)
+    if arguments.verify:
+        return job.report(lambda: verify.verify(config), prog)
+    return job.run_parsed(arguments, prog, lambda graph: [graph.sealed])
 
 
 if __name__ == "__main__":

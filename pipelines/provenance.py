@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from pipelines.config import CrossValidationConfig
-from pipelines.preprocess import Scan
+from pipelines.scan import Scan
 
 PACKAGES = ("mshnet", "torch", "torchvision", "ray", "mlflow", "numpy", "pyarrow", "pycocotools", "fsspec")
 COMMIT_VARIABLE = "MSHNET_GIT_COMMIT"

@@ -60,6 +60,17 @@ def sizes(uri: str) -> dict[str, int]:
     return {posixpath.basename(entry["name"]): int(entry["size"]) for entry in found if entry["type"] == "file"}
 
 
+def folders_with(uri: str, name: str) -> list[str]:
+    """The folders in a folder that hold a file of that name, sorted. Empty where there is no such folder."""
+    fs, path = filesystem(uri)
+    try:
+        found = fs.ls(path, detail=True)
+    except FileNotFoundError:
+        return []
+    folders = (join(uri, posixpath.basename(e["name"].rstrip("/"))) for e in found if e["type"] == "directory")
+    return sorted(folder for folder in folders if size_bytes(join(folder, name)) is not None)
+
+
 def sha256(uri: str) -> str | None:
     """Of a file's bytes, hexadecimal; None where there is none."""
     fs, path = filesystem(uri)

@@ -206,7 +206,7 @@ def _decoded(file: Path, kind: Any, where: str) -> Any:
 
 def _joined(annotations: list[_Annotation], classes: dict[int, int]) -> bytes:
     parts = [
-        b"[%d,%d,%b]" % (classes[a.category_id], a.id, memoryview(a.segmentation))
+        b"[%d,%d,%b]" % (classes[a.category_id], a.id, bytes(a.segmentation))
         for a in sorted(annotations, key=lambda a: a.id)
     ]
     return b"[%b]" % b",".join(parts)

@@ -51,6 +51,8 @@ class LabelledImage:
 class Source(ABC):
     """A labelled data set. Picklable and cheap to construct; reads nothing before it is asked."""
 
+    root: str
+    """Local folder or fsspec URI."""
     dataset: str
     """`pascal`, `coco` or `shapes`."""
     mask_mode: str

@@ -83,6 +83,14 @@ def test_a_result_that_does_not_hold_any_more_is_made_again(tmp_path: Path) -> N
     assert dag.plan([checked]).done == {"checked": {"value": 2}}
 
 
+def test_a_result_that_only_a_thorough_look_can_judge_is_pending_and_shown_apart(tmp_path: Path) -> None:
+    known, unknown = (stage(tmp_path, name, holds=never) for name in ("known", "unknown"))
+    record(known, value=1)
+    planned = dag.plan([known, unknown])
+    assert names(planned.pending) == ["known", "unknown"]
+    assert list(planned.lines()) == ["check known", "run   unknown"]
+
+
 @pytest.mark.parametrize(("text", "found"), [('{"value": ', "expected JSON"), ("[1, 2]", "found list")])
 def test_a_damaged_result_is_named(tmp_path: Path, text: str, found: str) -> None:
     damaged = stage(tmp_path, "damaged")
@@ -221,3 +229,54 @@ def test_a_failure_that_is_not_the_users_is_told_apart(tmp_path: Path) -> None:
     assert str(raised.value).endswith("\n  broken: ZeroDivisionError: lost")
     assert not isinstance(raised.value, InputError)
     assert not (tmp_path / "log").exists()
+
+
+def is_three(result: Mapping[str, Any]) -> bool:
+    return bool(result["value"] == 3)
+
+
+@pytest.mark.cluster
+@pytest.mark.usefixtures("cluster")
+def test_a_recorded_result_is_kept_if_it_holds_and_made_again_if_not(tmp_path: Path) -> None:
+    kept = counting(tmp_path, "kept", holds=is_three)
+    lost = counting(tmp_path, "lost", holds=is_three)
+    record(kept, value=3)
+    record(lost, value=4)
+    assert dag.execute([kept, lost]) == {"kept": {"value": 3}, "lost": {"value": 1}}
+    assert (tmp_path / "log").read_text().split() == ["lost"]
+    assert storage.read_json(lost.result) == {"value": 1}
+
+
+@pytest.mark.cluster
+@pytest.mark.usefixtures("cluster")
+def test_of_two_jobs_that_race_for_a_result_one_wins_and_the_other_says_so(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # Each job looks before it runs, so both think that the result is theirs to write.
+    seal = replace(counting(tmp_path, "seal"), exclusive=True, complete=lambda result: False)
+    assert dag.execute([seal]) == {"seal": {"value": 1}}
+    assert dag.execute([seal]) == {"seal": {"value": 1}}
+    record(seal, value=7)
+    with pytest.raises(StageInputError, match="is there already and holds something else"):
+        dag.execute([seal])
+    assert storage.read_json(seal.result) == {"value": 7}
+    until = time.monotonic() + 20
+    said = ""
+    while "was there first" not in said and time.monotonic() < until:
+        said += capfd.readouterr().err
+        time.sleep(0.2)
+    assert "with the same contents; using it" in said
+
+
+def half(root: str, number: int) -> float:
+    if number % 2:
+        raise InputError(f"expected an even number, found {number}")
+    return number / 2
+
+
+@pytest.mark.cluster
+@pytest.mark.usefixtures("cluster")
+def test_calls_come_back_in_order_and_bad_input_as_such(tmp_path: Path) -> None:
+    assert dag.each(half, [(str(tmp_path), n) for n in (8, 2, 6)], "halves") == [4, 1, 3]
+    with pytest.raises(StageInputError, match="halves: expected an even number, found 3"):
+        dag.each(half, [(str(tmp_path), n) for n in (2, 3)], "halves")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import provenance, recipes
-from pipelines.preprocess import Scan
+from pipelines.scan import Scan
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCAN = Scan(fingerprint="f" * 64, images=3, class_names=("disc",), mask_mode="drawn by hand")

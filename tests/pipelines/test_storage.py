@@ -109,3 +109,11 @@ def test_a_local_file_uri_is_local_to_arrow(tmp_path: Path) -> None:
     path, filesystem = storage.for_arrow(f"file://{tmp_path}")
     assert path == str(tmp_path)
     assert isinstance(filesystem, pyarrow.fs.LocalFileSystem)
+
+
+def test_folders_are_found_by_a_file_in_them(root: str) -> None:
+    assert storage.folders_with(storage.join(root, "images"), "manifest.json") == []
+    for name in ("images/b/manifest.json", "images/a/manifest.json", "images/c/deep/manifest.json", "images/file"):
+        storage.write_bytes(storage.join(root, name), b"{}")
+    found = storage.folders_with(storage.join(root, "images"), "manifest.json")
+    assert found == [storage.join(root, "images", name) for name in ("a", "b")]
