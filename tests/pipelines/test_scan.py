@@ -96,10 +96,10 @@ def test_a_source_without_labels_or_layout_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetNotFoundError, match="no COCO 2014"):
         scan.check(config)
     write_coco(tmp_path / "coco", images=6, size_px=48)
-    for annotations in (tmp_path / "coco/annotations").iterdir():
-        text = annotations.read_text()
-        annotations.write_text(text.replace('"iscrowd": 0', '"iscrowd": 1'))
+    for file in (tmp_path / "coco/annotations").iterdir():
+        text = file.read_text()
+        file.write_text(text.replace('"iscrowd": 0', '"iscrowd": 1'))
     empty = CrossValidationConfig(dataset="coco", source=str(tmp_path / "coco"), store=str(tmp_path / "store"))
-    with pytest.raises(InputError, match="expected labelled images .* found none"):
+    with pytest.raises(InputError, match=r"expected labelled images .* found none"):
         scan.scan_source(empty)
     assert not (tmp_path / "store").exists()
