@@ -8,8 +8,10 @@ import io
 import logging
 import math
 import os
+import posixpath
 import random
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
@@ -21,7 +23,7 @@ from fsspec.asyn import sync_wrapper
 
 PATIENCE_S = 120.0
 TIMEOUT_S = 30.0
-CHUNK_BYTES = 16 * 2**20  # of an upload or a download
+CHUNK_BYTES = 8 * 2**20  # of an upload or a download
 CHUNKS_AT_ONCE = 4
 _LONGEST_WAIT_S = 5.0
 _MOST_PARTS = 10_000  # S3's limit
@@ -95,14 +97,11 @@ class ObjectStore(s3fs.S3FileSystem):  # type: ignore[misc]
                 if method == "get_object":
                     answer["Body"] = _Body(await _read(answer["Body"]))
                 return answer
-            except Exception as error:
+            except (OSError, BotoCoreError, ResponseParserError, aiohttp.ClientError) as error:
                 now = time.monotonic()
                 give_up_at = give_up_at or now + self.patience_s
                 if not _is_transient(error) or now + wait_s > give_up_at:
-                    clear = _as_os_error(error, "IfNoneMatch" in more)
-                    if clear is error:
-                        raise
-                    raise clear from error
+                    raise _as_builtin(error, more) from error.__cause__ or error
                 _log.debug("%s failed (%s); trying again", method, type(error).__name__)
             await asyncio.sleep(_jitter.uniform(wait_s / 2, wait_s))
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
@@ -161,29 +160,39 @@ async def _read(body: Any) -> bytes:
         body.close()
 
 
-def _answer(error: BaseException) -> tuple[int | None, str]:
-    """HTTP status and S3's code where a server answered; s3fs raises what it makes of botocore's ClientError."""
+def _answer(error: BaseException) -> tuple[int | None, str, str]:
+    """HTTP status, S3's code and words where a server answered; s3fs raises what it makes of botocore's error."""
     if not isinstance(error.__cause__, ClientError):
-        return None, ""
+        return None, "", ""
     answer = error.__cause__.response
-    return answer.get("ResponseMetadata", {}).get("HTTPStatusCode"), str(answer.get("Error", {}).get("Code", ""))
+    found = answer.get("Error", {})
+    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return status, found.get("Code") or str(status), found.get("Message") or ""
 
 
 def _is_transient(error: Exception) -> bool:
-    status, code = _answer(error)
+    status, code, _ = _answer(error)
     if status is not None:
         return status in _TRANSIENT_STATUS or code in _TRANSIENT_CODES
     return isinstance(error, _TRANSIENT_ERRORS) and not isinstance(error, SSLError)
 
 
-def _as_os_error(error: Exception, conditional: bool) -> Exception:
-    # botocore's own errors hold the signed request, which would go wherever they are pickled to.
-    if conditional and _answer(error)[0] == 412:  # s3fs knows only AWS's way to say so
-        return FileExistsError(errno.EEXIST, "there is an object of this name already")
+def _as_builtin(error: Exception, request: Mapping[str, Any]) -> Exception:
+    """The error with the place in its words and without botocore's signed request, which a pickle would carry on."""
+    place = posixpath.join(request.get("Bucket", ""), request.get("Key", ""))
+    status, code, words = _answer(error)
+    if status is not None:
+        if isinstance(error, FileNotFoundError):
+            number = errno.ENOENT
+        elif isinstance(error, PermissionError):
+            number = errno.EACCES
+        elif status == 412 and "IfNoneMatch" in request:  # s3fs knows only AWS's way to say so
+            number = errno.EEXIST
+        else:
+            number = getattr(error, "errno", None) or errno.EIO
+        return OSError(number, f"{code} {words}".strip(), place)  # Python makes the subclass of the number
     if isinstance(error, _CREDENTIAL_ERRORS):
-        return PermissionError(errno.EACCES, str(error))
+        return PermissionError(errno.EACCES, str(error), place)
     if isinstance(error, ParamValidationError):
         return ValueError(str(error))
-    if _answer(error)[0] is None and isinstance(error, (*_TRANSIENT_ERRORS, BotoCoreError)):
-        return ConnectionError(f"no answer from the object store: {error}")
-    return error
+    return ConnectionError(f"no answer from the object store: {error}")
