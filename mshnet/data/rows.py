@@ -1,0 +1,74 @@
+"""One row of a shard: an image as it is stored. Loads no torch, so that the processes that write stay small."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool
+from PIL import Image
+
+from mshnet.config import ImageFormat
+from mshnet.data.source import LabelledImage
+
+SCHEMA = pa.schema(
+    [
+        # The small columns first: what lists need lies together in the file, apart from the pixels.
+        ("image_id", pa.string()),
+        ("subset", pa.string()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("class_ids", pa.list_(pa.int32())),
+        ("pixels", pa.list_(pa.int64())),
+        ("crc32", pa.uint32()),
+        ("image", pa.binary()),
+        ("masks", pa.list_(pa.binary())),
+        ("ignore", pa.binary()),
+    ]
+)
+
+
+def encode_row(image_id: str, subset: str, labelled: LabelledImage, format: ImageFormat) -> dict[str, Any]:
+    """One row of a shard: the image resized (bilinear, square), its masks as they are."""
+    height, width = labelled.image.shape[:2]
+    side = format.image_size_px
+    picture = Image.fromarray(labelled.image).resize((side, side), Image.Resampling.BILINEAR)
+    options = {"quality": format.jpeg_quality, "subsampling": 0} if format.encoding == "jpeg" else {}
+    class_ids = sorted(labelled.masks)
+    image = _encoded(picture, format.encoding, **options)
+    masks = [_mask_png(labelled.masks[c]) for c in class_ids]
+    ignore = None if labelled.ignore is None else _mask_png(labelled.ignore)
+    return {
+        "image_id": image_id,
+        "subset": subset,
+        "height": height,
+        "width": width,
+        "class_ids": class_ids,
+        "pixels": [int(np.count_nonzero(labelled.masks[c])) for c in class_ids],
+        "crc32": crc32(class_ids, [image, *masks, ignore or b""]),
+        "image": image,
+        "masks": masks,
+        "ignore": ignore,
+    }
+
+
+def crc32(class_ids: Sequence[int], parts: Iterable[bytes | bytearray | memoryview]) -> int:
+    """Of what is decoded from a row: its class ids as little-endian int32, then its encoded image, masks, ignore."""
+    value = zlib.crc32(np.asarray(class_ids, dtype="<i4").tobytes())
+    for part in parts:
+        value = zlib.crc32(part, value)
+    return value
+
+
+def _encoded(picture: Image.Image, format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format=format, **options)
+    return buffer.getvalue()
+
+
+def _mask_png(mask: Bool[np.ndarray, "H W"]) -> bytes:
+    return _encoded(Image.fromarray(np.ascontiguousarray(mask)), "png")
