@@ -93,6 +93,8 @@ class ShardIndex:
             buffer = pa.py_buffer(data)
             reader = pa.ipc.open_file(buffer)
             batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+            for batch in batches:
+                batch.validate(full=True)  # that no offset points out of the file
             found = sum(batch.num_rows for batch in batches)
         except pa.ArrowInvalid as error:
             raise DamagedShardError(f"expected an Arrow file, found something else ({error})") from error
