@@ -21,12 +21,14 @@ from pipelines.results import Record
 from pipelines.scan import Scan
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from mshnet.data.episodes import Episode
     from mshnet.data.splits import Pair
     from mshnet.data.store import ImageStore
 
-CODE_VERSION = 1
-"""Raise it when the same images would give other episodes."""
+CODE_VERSION = 2
+"""Raise it when the same images would give other episodes, or the results have other fields."""
 EPISODES, PAIRS = "episodes.arrow", "pairs.arrow"
 
 
@@ -50,6 +52,10 @@ class DrawnTraining(Record):
     training_pairs: int
     removed_pairs: int
     """Training pairs removed because their image shows a novel class."""
+    pairs_sha256: str
+    """Of the table of training pairs."""
+    validation_sha256: str
+    """Of the table of validation episodes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +75,9 @@ class DrawnTest(Record):
     """Novel classes with too few images, where leaving them out was asked for."""
     test_pairs: int
     episodes_hash: str
+    """Of the test episodes by image id, whatever store holds the images: see `episodes_hash`."""
+    episodes_sha256: str
+    """Of the table of test and threshold episodes."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +176,7 @@ def draw_training(
     images.verify()  # once, before anything is trained on them
     lists = _read_fold(config, fold, images)
     base, small = _usable(config, lists.training, lists.base, lists.names)
-    validation: list[Episode] = []
+    validation: list[Episode[str]] = []
     chosen_on: tuple[int, ...] = ()
     if config.validation.selection == "novel":
         validation = _test_episodes(config, fold, lists)
@@ -177,8 +186,9 @@ def draw_training(
         small += too_small
         count = config.validation.validation_episodes
         validation = sampled_episodes(held_out, config.shot, count, config.training.seed, lists.names)
-    write_pairs(storage.join(folder, PAIRS), images, lists.training)
-    write_episodes(storage.join(folder, EPISODES), images, fold, config.shot, {"validation": validation})
+    drawn = {"validation": validation}
+    pairs_sha256 = write_pairs(storage.join(folder, PAIRS), images, lists.training)
+    validation_sha256 = write_episodes(storage.join(folder, EPISODES), images, fold, config.shot, drawn)
     return DrawnTraining(
         fold=fold,
         folder=storage.below(config.store, folder),
@@ -189,6 +199,8 @@ def draw_training(
         left_out=small,
         training_pairs=len(lists.training),
         removed_pairs=lists.removed,
+        pairs_sha256=pairs_sha256,
+        validation_sha256=validation_sha256,
     ).to_json()
 
 
@@ -206,7 +218,8 @@ def draw_test(
     threshold = sampled_episodes(
         lists.training, config.shot, config.evaluation.threshold_episodes, config.training.seed + 1, lists.names
     )
-    write_episodes(storage.join(folder, EPISODES), images, fold, config.shot, {"test": test, "threshold": threshold})
+    drawn = {"test": test, "threshold": threshold}
+    sha256 = write_episodes(storage.join(folder, EPISODES), images, fold, config.shot, drawn)
     small = small_classes(lists.val, lists.novel, config.shot)
     # With fewer episodes than pairs, a walk through the list may not reach every class.
     tested = tuple(sorted({episode.class_id for episode in test}))
@@ -218,8 +231,30 @@ def draw_test(
         novel_classes=tested,
         left_out=tuple(lists.names[c] for c in small),
         test_pairs=len(lists.val),
-        episodes_hash=fingerprint([[e.query, list(e.supports), e.class_id] for e in test]),
+        episodes_hash=episodes_hash(test),
+        episodes_sha256=sha256,
     ).to_json()
+
+
+def episodes_hash(episodes: Iterable[Episode[str]]) -> str:
+    """Names the test: who is query and support of what, in order."""
+    return fingerprint([[e.query, list(e.supports), e.class_id] for e in episodes])
+
+
+def read_test(config: CrossValidationConfig, drawn: DrawnTest, images: ImageStore) -> list[Episode[int]]:
+    """The test episodes by row. Raises InputError where they are not those that were drawn."""
+    from mshnet.data.tables import read_episodes
+
+    uri = storage.join(config.store, drawn.folder, EPISODES)
+    test = read_episodes(uri, drawn.episodes_sha256, "test")
+    found = episodes_hash(episode.named(images.image_id) for episode in test)
+    if found != drawn.episodes_hash:
+        raise InputError(
+            f"expected test episodes {drawn.episodes_hash} in {uri!r}, found {found} with the images of "
+            f"{images.uri!r}: table and images do not belong together; delete the folder "
+            f"{storage.join(config.store, drawn.folder)!r} and submit the job again"
+        )
+    return test
 
 
 def _read_fold(config: CrossValidationConfig, fold: int, images: ImageStore) -> _Fold:
@@ -261,14 +296,14 @@ def _usable(
     config: CrossValidationConfig, pairs: Sequence[Pair], classes: Sequence[int], names: tuple[str, ...]
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Classes that can form an episode; the others raise, or are left out (named) where that was asked for."""
-    from mshnet.data.episodes import TrainingSampler
+    from mshnet.data.episodes import usable_classes
 
     skip = config.skip_small_classes
-    sampler = TrainingSampler(pairs, classes, config.shot, 0, 1, skip_small_classes=skip, class_names=names)
-    return tuple(sampler.classes), tuple(names[c] for c in classes if c not in sampler.classes)
+    usable = usable_classes(pairs, classes, config.shot, skip_small_classes=skip, class_names=names)
+    return usable, tuple(names[c] for c in classes if c not in usable)
 
 
-def _test_episodes(config: CrossValidationConfig, fold: int, lists: _Fold) -> list[Episode]:
+def _test_episodes(config: CrossValidationConfig, fold: int, lists: _Fold) -> list[Episode[str]]:
     from mshnet.data.episodes import published_episodes, sampled_episodes
 
     count, skip = config.evaluation.evaluation_episodes, config.skip_small_classes

@@ -15,7 +15,7 @@ from mshnet.errors import InputError
 from pipelines import storage
 from pipelines.config import CrossValidationConfig, fingerprint
 from pipelines.dag import Stage
-from pipelines.draw import EPISODES, DrawnTest, DrawnTraining
+from pipelines.draw import EPISODES, DrawnTest, DrawnTraining, read_test
 from pipelines.results import EpisodeOutcome, FoldResult, Score
 from pipelines.train import TrainedFold
 
@@ -74,14 +74,13 @@ def evaluate_fold(
     torch.set_num_threads(config.compute.cpus_per_worker)
     device = _device(config)
     store = ImageStore(storage.join(config.store, drawn.store))
-    tables = storage.join(config.store, drawn.folder, EPISODES)
-    test = read_episodes(tables, store, "test")
+    test = read_test(config, drawn, store)
+    table = storage.join(config.store, drawn.folder, EPISODES)
+    base = read_episodes(table, drawn.episodes_sha256, "threshold")
     model = load_model(storage.join(config.store, trained.model), config.model).to(device)
     untrained = build_network(config).to(device).eval()
     features = FeatureCache(model.backbone, config.compute.feature_cache_bytes)
-    on_base = _batches(
-        config, store, read_episodes(tables, store, "threshold"), device, f"fold {drawn.fold}: baseline's threshold"
-    )
+    on_base = _batches(config, store, base, device, f"fold {drawn.fold}: baseline's threshold")
     threshold = best_threshold(features, on_base, training.base_classes)
     predictors: dict[str, Predictor] = {
         TRAINED: network_predictor(Relation(model.relation, config.precision)),
@@ -126,7 +125,7 @@ def _device(config: CrossValidationConfig) -> torch.device:
 
 
 def _batches(
-    config: CrossValidationConfig, store: ImageStore, episodes: Sequence[Episode], device: torch.device, desc: str
+    config: CrossValidationConfig, store: ImageStore, episodes: Sequence[Episode[int]], device: torch.device, desc: str
 ) -> Any:
     from ray.experimental import tqdm_ray
 
@@ -161,7 +160,7 @@ def _panels(
     config: CrossValidationConfig,
     folder: str,
     store: ImageStore,
-    episodes: Sequence[Episode],
+    episodes: Sequence[Episode[int]],
     outcome: Evaluation,
     predict: Predictor,
     features: FeatureCache,
@@ -179,7 +178,7 @@ def _panels(
         batch = EpisodeDataset(store, episodes)[index].to(device)
         with torch.no_grad():
             predicted = predict(*features.of(batch), batch)[0].cpu().numpy()
-        episode = episodes[index]
+        episode = episodes[index].named(store.image_id)
         name = store.manifest.class_names[episode.class_id]
         picture = episode_panel(
             _pixels(batch.query_images[0]),
@@ -217,12 +216,12 @@ def _pictures(folder: str, fold: int, trained: TrainedFold, scores: Mapping[str,
     return CURVES, BARS
 
 
-def _ranked(iou: np.ndarray, queries: Sequence[str], each: int) -> list[tuple[str, int]]:
+def _ranked(iou: np.ndarray, queries: Sequence[int], each: int) -> list[tuple[str, int]]:
     order = [int(i) for i in np.argsort(-iou, kind="stable")]
     # From the median outwards, so that the first one found is the nearest.
     middle = sorted(order, key=lambda i: abs(order.index(i) - len(order) // 2))
     chosen: list[tuple[str, int]] = []
-    shown: set[str] = set()
+    shown: set[int] = set()
     for rank, candidates in (("best", order), ("median", middle), ("worst", order[::-1])):
         fresh: list[tuple[str, int]] = []
         for index in candidates:

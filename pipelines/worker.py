@@ -49,8 +49,8 @@ class _EpochEpisodes:
     sampler: Any
     epoch: int
 
-    def __getitem__(self, position: int) -> Episode:
-        episode: Episode = self.sampler.episode(self.epoch, position)
+    def __getitem__(self, position: int) -> Episode[int]:
+        episode: Episode[int] = self.sampler.episode(self.epoch, position)
         return episode
 
 
@@ -80,13 +80,13 @@ class _Worker:
         self.store = ImageStore(storage.join(config.store, drawn.store))
         tables = storage.join(config.store, drawn.folder)
         self.sampler = TrainingSampler(
-            read_pairs(storage.join(tables, PAIRS), self.store),
+            read_pairs(storage.join(tables, PAIRS), drawn.pairs_sha256),
             drawn.base_classes,
             config.shot,
             self.training.seed,
             self.training.episodes_per_epoch,
         )
-        validation = read_episodes(storage.join(tables, EPISODES), self.store, "validation")
+        validation = read_episodes(storage.join(tables, EPISODES), drawn.validation_sha256, "validation")
         # Every rank judges its share; the counts are integers, so the sum does not know how it was shared.
         self.validation = validation[self.rank :: self.world_size]
         self.validation_classes = sorted({episode.class_id for episode in validation})

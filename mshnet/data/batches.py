@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -13,6 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from mshnet.data.episodes import Episode
 from mshnet.data.store import ImageStore
+
+READ_AHEAD_EPISODES = 4096
+"""Of how many episodes to come the shards are asked for at once: two random images of each touch some thousand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +53,7 @@ class EpisodeBatch:
 class EpisodeSequence(Protocol):
     """Episodes by position: a stored list, or a sampler bound to its epoch."""
 
-    def __getitem__(self, position: int, /) -> Episode: ...
+    def __getitem__(self, position: int, /) -> Episode[int]: ...
 
 
 class EpisodeDataset(Dataset[EpisodeBatch]):
@@ -59,17 +63,21 @@ class EpisodeDataset(Dataset[EpisodeBatch]):
         self.store = store
         self.episodes = episodes
 
+    def rows(self, position: int) -> tuple[int, ...]:
+        """The images of the episode at a position, the query first."""
+        episode = self.episodes[position]
+        return (episode.query, *episode.supports)
+
     def __getitem__(self, position: int) -> EpisodeBatch:
         episode = self.episodes[position]
-        query = self.store.row(episode.query)
-        supports = [self.store.row(image_id) for image_id in episode.supports]
+        query, supports = episode.query, episode.supports
         return EpisodeBatch(
             query_images=self.store.image(query)[None],
             query_masks=self.store.mask(query, episode.class_id, with_ignore=True)[None],
             support_images=torch.stack([self.store.image(row) for row in supports])[None],
             support_masks=torch.stack([self.store.mask(row, episode.class_id) for row in supports])[None],
             query_rows=(query,),
-            support_rows=(tuple(supports),),
+            support_rows=(supports,),
             class_ids=(episode.class_id,),
         )
 
@@ -90,7 +98,12 @@ def join(batches: Sequence[EpisodeBatch]) -> EpisodeBatch:
 def load_batches(
     dataset: EpisodeDataset, positions: Sequence[Sequence[int]], processes: int = 0
 ) -> Iterator[EpisodeBatch]:
-    """Batches at the given positions, in order, read by `processes` loader processes (0: this one)."""
+    """Batches at the given positions, in order, read by `processes` loader processes (0: this one).
+
+    Where the store is remote, its shards begin to come to this node at once, those needed first in front.
+    """
+    upcoming = islice(chain.from_iterable(positions), READ_AHEAD_EPISODES)
+    dataset.store.read_ahead(row for position in upcoming for row in dataset.rows(position))
     loader: DataLoader[EpisodeBatch] = DataLoader(
         dataset,
         batch_sampler=[list(batch) for batch in positions],

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
+from jaxtyping import Int32
 
 from mshnet.data.folds import class_names as names_of
 from mshnet.data.folds import novel_classes
@@ -15,23 +17,56 @@ from mshnet.errors import InputError
 
 _log = logging.getLogger(__name__)
 
+ImageT = TypeVar("ImageT", str, int)
+
 
 @dataclass(frozen=True, slots=True)
-class Episode:
-    """One query image and k support images of a class, by image id. The query is never a support."""
+class Episode(Generic[ImageT]):
+    """One query image and k support images of a class. The query is never a support.
 
-    query: str
-    supports: tuple[str, ...]
+    An image is an id (str) where lists are drawn from, a row of the image store (int) where it is loaded.
+    """
+
+    query: ImageT
+    supports: tuple[ImageT, ...]
     class_id: int
+
+    def named(self: Episode[int], name: Callable[[int], str]) -> Episode[str]:
+        """The same episode by image id."""
+        return Episode(name(self.query), tuple(name(image) for image in self.supports), self.class_id)
+
+
+@dataclass(frozen=True)
+class NumberedPairs:
+    """(image, class) pairs as two columns; an image is a row of the store, or a place in a list of ids."""
+
+    images: Int32[np.ndarray, " n"]
+    class_ids: Int32[np.ndarray, " n"]
+
+
+def numbered(pairs: Sequence[Pair]) -> tuple[NumberedPairs, tuple[str, ...]]:
+    """The pairs by number, and the image id of each number."""
+    places: dict[str, int] = {}
+    images = [places.setdefault(image_id, len(places)) for image_id, _ in pairs]
+    class_ids = [class_id for _, class_id in pairs]
+    return NumberedPairs(np.array(images, np.int32), np.array(class_ids, np.int32)), tuple(places)
 
 
 def small_classes(pairs: Sequence[Pair], classes: Collection[int], shot: int) -> dict[int, int]:
     """Classes that cannot form an episode, with the number of distinct images (below shot + 1) they have."""
-    images: dict[int, set[str]] = {c: set() for c in classes}
-    for image_id, class_id in pairs:
-        if class_id in images:
-            images[class_id].add(image_id)
-    return {c: len(found) for c, found in sorted(images.items()) if len(found) < shot + 1}
+    return {c: len(pool) for c, pool in _pools(numbered(pairs)[0], classes).items() if len(pool) < shot + 1}
+
+
+def usable_classes(
+    pairs: Sequence[Pair],
+    classes: Collection[int],
+    shot: int,
+    *,
+    skip_small_classes: bool = False,
+    class_names: Sequence[str] = (),
+) -> tuple[int, ...]:
+    """The other classes, ascending. InputError, naming them, where there are small ones that may not be left out."""
+    return tuple(_usable_pools(numbered(pairs)[0], classes, shot, skip_small_classes, class_names))
 
 
 def published_episodes(
@@ -42,7 +77,7 @@ def published_episodes(
     count: int = 1000,
     *,
     skip_small_classes: bool = False,
-) -> list[Episode]:
+) -> list[Episode[str]]:
     """The test episodes of the published evaluation, exactly; `val` is the field's list in file order.
 
     One `RandomState(0)`; every draw is `choice(n, 1, replace=False)[0]`. Pascal walks the list, its line is
@@ -52,7 +87,8 @@ def published_episodes(
     if `small_classes` is not empty: record it under another name.
     """
     _check_counts(shot, count)
-    classes = _usable_classes(val, novel_classes(dataset, fold), shot, skip_small_classes, names_of(dataset))
+    novel, names = novel_classes(dataset, fold), names_of(dataset)
+    classes = usable_classes(val, novel, shot, skip_small_classes=skip_small_classes, class_names=names)
     walk = [pair for pair in val if pair[1] in set(classes)]
     images: dict[int, list[str]] = {c: [] for c in classes}
     for image_id, class_id in walk:
@@ -81,17 +117,18 @@ def published_episodes(
 
 def sampled_episodes(
     val: Sequence[Pair], shot: int, count: int, seed: int, class_names: Sequence[str] = ()
-) -> list[Episode]:
+) -> list[Episode[str]]:
     """Our own test protocol: classes in balanced turns, query and supports all different images.
 
     Classes with fewer than shot + 1 images are left out (`small_classes` says which; a warning names them).
     """
     _check_counts(shot, count)
     classes = sorted({class_id for _, class_id in val})
+    pairs, ids = numbered(val)
     sampler = TrainingSampler(
-        val, classes, shot, seed, count, skip_small_classes=True, class_names=class_names, stream=1
+        pairs, classes, shot, seed, count, skip_small_classes=True, class_names=class_names, stream=1
     )
-    return [sampler.episode(0, position) for position in range(count)]
+    return [sampler.episode(0, position).named(ids.__getitem__) for position in range(count)]
 
 
 class TrainingSampler:
@@ -101,12 +138,15 @@ class TrainingSampler:
     permutation of (seed, epoch, block). Query and supports are different images, all equally likely.
     Drawn from the raw 64-bit output of a counter-based generator (Philox), which NumPy promises never to
     change; so an epoch's order does not depend on NumPy's version, workers, loader processes or restarts.
+
+    Keeps 4 bytes a pair and nothing of the columns given; building it takes 1 byte a pair more, and 26 bytes
+    a pair of the largest class.
     """
 
     def __init__(
         self,
-        pairs: Sequence[Pair],
-        classes: Sequence[int],
+        pairs: NumberedPairs,
+        classes: Collection[int],
         shot: int,
         seed: int,
         episodes_per_epoch: int,
@@ -123,17 +163,13 @@ class TrainingSampler:
         self.seed = seed
         self.stream = stream
         self.episodes_per_epoch = episodes_per_epoch
-        self.classes = _usable_classes(pairs, classes, shot, skip_small_classes, class_names)
-        pools: dict[int, dict[str, None]] = {c: {} for c in self.classes}
-        for image_id, class_id in pairs:
-            if class_id in pools:
-                pools[class_id][image_id] = None
-        self._pools: Mapping[int, tuple[str, ...]] = {c: tuple(pool) for c, pool in pools.items()}
+        self._pools = _usable_pools(pairs, classes, shot, skip_small_classes, class_names)
+        self.classes = tuple(self._pools)
 
     def __len__(self) -> int:
         return self.episodes_per_epoch
 
-    def episode(self, epoch: int, position: int) -> Episode:
+    def episode(self, epoch: int, position: int) -> Episode[int]:
         """The episode at a position (0..episodes_per_epoch - 1) of an epoch (0 or more)."""
         if epoch < 0 or not 0 <= position < self.episodes_per_epoch:
             raise IndexError(f"no position {position} in epoch {epoch} of {self.episodes_per_epoch} episodes")
@@ -141,8 +177,8 @@ class TrainingSampler:
         order = np.argsort(self._raw(epoch, block, 0, len(self.classes)), kind="stable")
         class_id = self.classes[int(order[place])]
         pool = self._pools[class_id]
-        first, *others = _distinct(self._raw(epoch, position, 1, self.shot + 1), len(pool))
-        return Episode(pool[first], tuple(pool[i] for i in others), class_id)
+        query, *supports = (int(pool[i]) for i in _distinct(self._raw(epoch, position, 1, self.shot + 1), len(pool)))
+        return Episode(query, tuple(supports), class_id)
 
     def _raw(self, epoch: int, index: int, purpose: int, count: int) -> list[int]:
         # The lowest counter word stays free: it is the one that moves while drawing.
@@ -163,10 +199,22 @@ def _distinct(raw: Sequence[int], n: int) -> list[int]:
     return drawn
 
 
-def _usable_classes(
-    pairs: Sequence[Pair], classes: Collection[int], shot: int, skip: bool, class_names: Sequence[str]
-) -> tuple[int, ...]:
-    small = small_classes(pairs, classes, shot)
+def _pools(pairs: NumberedPairs, classes: Collection[int]) -> dict[int, Int32[np.ndarray, " n"]]:
+    """Each class's images, each once, in order of first appearance: on it depends what is drawn."""
+    return {c: _distinct_in_order(pairs.images[pairs.class_ids == c]) for c in sorted(set(classes))}
+
+
+def _distinct_in_order(images: Int32[np.ndarray, " all"]) -> Int32[np.ndarray, " distinct"]:
+    _, first = np.unique(images, return_index=True)
+    return images[np.sort(first)]
+
+
+def _usable_pools(
+    pairs: NumberedPairs, classes: Collection[int], shot: int, skip: bool, class_names: Sequence[str]
+) -> dict[int, Int32[np.ndarray, " n"]]:
+    """The pools of shot + 1 images or more."""
+    pools = _pools(pairs, classes)
+    small = {c: len(pool) for c, pool in pools.items() if len(pool) < shot + 1}
     named = [f"{class_names[c] if c < len(class_names) else f'class {c}'} ({found})" for c, found in small.items()]
     if small and not skip:
         raise InputError(
@@ -174,14 +222,14 @@ def _usable_classes(
             f"too few: {', '.join(named)}; give more labelled images, fewer shots, "
             "or leave these classes out (skip_small_classes)"
         )
-    if len(small) == len(set(classes)):
+    if len(small) == len(pools):
         raise InputError(
             f"no class has the {shot + 1} images that {shot}-shot episodes need (of {len(small)} classes): "
             "give more labelled images or fewer shots"
         )
     if small:
         _log.warning("left out, fewer than %d images: %s", shot + 1, ", ".join(named))
-    return tuple(c for c in sorted(set(classes)) if c not in small)
+    return {c: pool for c, pool in pools.items() if c not in small}
 
 
 def _check_counts(shot: int, count: int) -> None:

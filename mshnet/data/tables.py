@@ -1,17 +1,24 @@
-"""Episodes and training pairs as Arrow tables: rows of the image store, never pixels."""
+"""Episodes and training pairs as Arrow tables: rows of the image store, never pixels.
+
+Writing gives the file's SHA-256, reading asks for it: a table that was altered is refused.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import posixpath
 from collections.abc import Mapping, Sequence
 
-import fsspec
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from mshnet.data.episodes import Episode
+from mshnet.data.episodes import Episode, NumberedPairs
 from mshnet.data.files import write_atomically
+from mshnet.data.filesystem import filesystem
 from mshnet.data.splits import Pair
 from mshnet.data.store import ImageStore
+from mshnet.errors import InputError
 
 EPISODE_SCHEMA = pa.schema(
     [
@@ -27,8 +34,10 @@ EPISODE_SCHEMA = pa.schema(
 PAIR_SCHEMA = pa.schema([("image_row", pa.int32()), ("class_id", pa.int32())])
 
 
-def write_episodes(uri: str, store: ImageStore, fold: int, shot: int, splits: Mapping[str, Sequence[Episode]]) -> None:
-    """One table of all splits' episodes, in order."""
+def write_episodes(
+    uri: str, store: ImageStore, fold: int, shot: int, splits: Mapping[str, Sequence[Episode[str]]]
+) -> str:
+    """One table of all splits' episodes, in order; gives its SHA-256."""
     rows = [
         {
             "episode_id": i,
@@ -42,36 +51,45 @@ def write_episodes(uri: str, store: ImageStore, fold: int, shot: int, splits: Ma
         for split, episodes in splits.items()
         for i, episode in enumerate(episodes)
     ]
-    _write(uri, rows, EPISODE_SCHEMA)
+    return _write(uri, pa.Table.from_pylist(rows, schema=EPISODE_SCHEMA))
 
 
-def read_episodes(uri: str, store: ImageStore, split: str) -> list[Episode]:
-    """The episodes of one split, in order."""
-    ids = store.image_ids
-    return [
-        Episode(ids[row["query_row"]], tuple(ids[i] for i in row["support_rows"]), row["class_id"])
-        for row in _read(uri).to_pylist()
-        if row["split"] == split
-    ]
+def read_episodes(uri: str, sha256: str, split: str) -> list[Episode[int]]:
+    """The episodes of one split by row, in order. Raises InputError when the table is not as it was written."""
+    table = _read(uri, sha256)
+    table = table.filter(pc.equal(table["split"], split))
+    columns = (table[name].to_pylist() for name in ("query_row", "support_rows", "class_id"))
+    return [Episode(query, tuple(supports), class_id) for query, supports, class_id in zip(*columns, strict=True)]
 
 
-def write_pairs(uri: str, store: ImageStore, pairs: Sequence[Pair]) -> None:
-    """The (image, class) pairs that training draws from, in order."""
-    _write(uri, [{"image_row": store.row(i), "class_id": c} for i, c in pairs], PAIR_SCHEMA)
+def write_pairs(uri: str, store: ImageStore, pairs: Sequence[Pair]) -> str:
+    """The (image, class) pairs that training draws from, in order; gives the table's SHA-256."""
+    columns = [np.array([store.row(i) for i, _ in pairs], np.int32), np.array([c for _, c in pairs], np.int32)]
+    return _write(uri, pa.table(columns, schema=PAIR_SCHEMA))
 
 
-def read_pairs(uri: str, store: ImageStore) -> list[Pair]:
-    """What `write_pairs` wrote."""
-    return [(store.image_ids[row["image_row"]], row["class_id"]) for row in _read(uri).to_pylist()]
+def read_pairs(uri: str, sha256: str) -> NumberedPairs:
+    """What `write_pairs` wrote, by row: 8 bytes a pair. Raises InputError when the table is not as it was written."""
+    table = _read(uri, sha256)
+    return NumberedPairs(table["image_row"].to_numpy(), table["class_id"].to_numpy())
 
 
-def _write(uri: str, rows: Sequence[Mapping[str, object]], schema: pa.Schema) -> None:
+def _write(uri: str, table: pa.Table) -> str:
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, schema) as writer:
-        writer.write_table(pa.Table.from_pylist(list(rows), schema=schema))
-    write_atomically(uri, memoryview(sink.getvalue()))
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    data = memoryview(sink.getvalue())
+    write_atomically(uri, data)
+    return hashlib.sha256(data).hexdigest()
 
 
-def _read(uri: str) -> pa.Table:
-    fs, path = fsspec.core.url_to_fs(uri)
-    return pa.ipc.open_file(pa.BufferReader(fs.cat_file(posixpath.normpath(path)))).read_all()
+def _read(uri: str, sha256: str) -> pa.Table:
+    fs, path = filesystem(uri)
+    data = fs.cat_file(posixpath.normpath(path))
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise InputError(
+            f"expected the table {uri!r} as it was drawn, with sha256 {sha256[:12]}…, found {found[:12]}…: it was "
+            f"altered or damaged since; delete the folder {posixpath.dirname(uri)!r} and submit the job again"
+        )
+    return pa.ipc.open_file(pa.BufferReader(data)).read_all()

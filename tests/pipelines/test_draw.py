@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,13 +17,13 @@ from mshnet.data.folds import base_classes, held_out_base_classes, novel_classes
 from mshnet.data.shapes import write_voc
 from mshnet.data.splits import Pair
 from mshnet.data.store import ImageStore
-from mshnet.data.tables import read_episodes, read_pairs
+from mshnet.data.tables import read_episodes, read_pairs, write_episodes
 from mshnet.errors import InputError
-from pipelines import draw, preprocess, storage
+from pipelines import draw, preprocess, scan, storage
 from pipelines.config import CrossValidationConfig, EvaluationConfig, ValidationConfig
 from pipelines.dag import Stage
 from pipelines.draw import DrawnTest, DrawnTraining
-from pipelines.preprocess import Scan
+from pipelines.scan import Scan
 
 MIN_PX = 60
 
@@ -49,13 +51,13 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> CrossValidationConfig:
         validation=ValidationConfig(held_out_classes=3, validation_episodes=12),
         evaluation=EvaluationConfig(evaluation_episodes=40, threshold_episodes=15),
     )
-    done(preprocess.stages(config, preprocess.scan(config)))
+    done(preprocess.stages(config, scan.scan_source(config)))
     return config
 
 
 @pytest.fixture(scope="module")
 def scanned(config: CrossValidationConfig) -> Scan:
-    return preprocess.scan(config)
+    return scan.scan_source(config)
 
 
 @pytest.fixture(scope="module")
@@ -82,13 +84,16 @@ def drawn_test(config: CrossValidationConfig, scanned: Scan, fold: int = 0) -> D
 
 
 def pairs(config: CrossValidationConfig, drawn: DrawnTraining, images: ImageStore) -> list[Pair]:
-    return read_pairs(storage.join(config.store, drawn.folder, draw.PAIRS), images)
+    read = read_pairs(storage.join(config.store, drawn.folder, draw.PAIRS), drawn.pairs_sha256)
+    return [(images.image_id(row), c) for row, c in zip(read.images.tolist(), read.class_ids.tolist(), strict=True)]
 
 
 def episodes(
     config: CrossValidationConfig, drawn: DrawnTraining | DrawnTest, images: ImageStore, split: str
-) -> list[Episode]:
-    return read_episodes(storage.join(config.store, drawn.folder, draw.EPISODES), images, split)
+) -> list[Episode[str]]:
+    sha256 = drawn.episodes_sha256 if isinstance(drawn, DrawnTest) else drawn.validation_sha256
+    read = read_episodes(storage.join(config.store, drawn.folder, draw.EPISODES), sha256, split)
+    return [episode.named(images.image_id) for episode in read]
 
 
 @pytest.mark.parametrize("fold", range(4))
@@ -164,7 +169,7 @@ def test_novel_classes_stay_in_training_images_where_that_is_asked_for(
 def test_the_balanced_draw_takes_classes_in_turn_and_follows_its_seed(
     config: CrossValidationConfig, scanned: Scan, images: ImageStore
 ) -> None:
-    def balanced(seed: int) -> tuple[DrawnTest, list[Episode]]:
+    def balanced(seed: int) -> tuple[DrawnTest, list[Episode[str]]]:
         chosen = replace(
             config, shot=2, evaluation=replace(config.evaluation, protocol="balanced", evaluation_seed=seed)
         )
@@ -192,6 +197,36 @@ def test_selection_novel_is_on_the_test_episodes_and_says_so(
     last = replace(config, validation=replace(config.validation, selection="last"))
     assert episodes(last, drawn_training(last, scanned), images, "validation") == []
     assert drawn_training(last, scanned).selection == "last epoch, none chosen"
+
+
+def test_the_test_episodes_are_read_back_as_drawn_or_refused_by_name(
+    config: CrossValidationConfig, scanned: Scan, images: ImageStore, tmp_path: Path
+) -> None:
+    drawn = drawn_test(config, scanned)
+    named = episodes(config, drawn, images, "test")
+    assert draw.read_test(config, drawn, images) == [
+        Episode(images.row(e.query), tuple(images.row(i) for i in e.supports), e.class_id) for e in named
+    ]
+    # The hash is of image ids: other images behind the same rows are another test.
+    order = range(len(images))[::-1]
+    shifted = SimpleNamespace(uri=images.uri, image_id=lambda row: images.image_id(order[row]))
+    folder = storage.join(config.store, drawn.folder)
+    with pytest.raises(InputError, match=rf"{drawn.episodes_hash} in '{folder}/.* delete the folder '{folder}'"):
+        draw.read_test(config, drawn, shifted)  # type: ignore[arg-type]
+
+    copied = replace(config, store=str(shutil.copytree(config.store, tmp_path / "store")))
+    table = Path(copied.store, drawn.folder, draw.EPISODES)
+    write_episodes(str(table), images, 0, 1, {"test": named[1:], "threshold": []})
+    with pytest.raises(InputError, match=rf"expected the table '{table}' as it was drawn"):
+        draw.read_test(copied, drawn, images)
+
+
+def test_equal_tests_have_equal_hashes_whatever_the_store(config: CrossValidationConfig, scanned: Scan) -> None:
+    larger = replace(config, images=ImageFormat(image_size_px=65))
+    done(preprocess.stages(larger, scanned))
+    first, second = drawn_test(config, scanned), drawn_test(larger, scanned)
+    assert first.store != second.store
+    assert first.episodes_hash == second.episodes_hash
 
 
 def changed(
@@ -355,13 +390,11 @@ def test_lists_that_name_absent_images_are_refused(
 def test_a_damaged_shard_is_found_before_anything_trains_on_it(
     config: CrossValidationConfig, scanned: Scan, images: ImageStore, tmp_path: Path
 ) -> None:
-    import shutil
-
     copied = replace(config, store=str(shutil.copytree(config.store, tmp_path / "store")))
     shard = Path(preprocess.store_uri(copied, scanned), images.manifest.shards[0].name)
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
     training = stages(replace(copied, training=TrainingConfig(seed=8)), scanned)[0]
-    with pytest.raises(InputError, match=f"for shard {shard.name}"):
+    with pytest.raises(InputError, match=f"expected shard {shard.name} of sha256"):
         training.run(*training.arguments, {})

@@ -62,10 +62,11 @@ def test_the_parameters_say_what_was_drawn_but_not_where_it_lies() -> None:
     training = DrawnTraining(
         fold=0, folder="episodes/a", store="images/b", split_lists="rule: at least 30 px", selection="last epoch",
         base_classes=(5, 6), left_out=(), training_pairs=74, removed_pairs=43,
+        pairs_sha256="a" * 64, validation_sha256="b" * 64,
     )  # fmt: skip
     test = DrawnTest(
         fold=0, folder="episodes/c", store="images/b", protocol="published draw", novel_classes=(0, 1),
-        left_out=("disc",), test_pairs=20, episodes_hash="e68ad4a7d8d5",
+        left_out=("disc",), test_pairs=20, episodes_hash="e68ad4a7d8d5", episodes_sha256="c" * 64,
     )  # fmt: skip
     assert _params(training) == {
         "split_lists": "rule: at least 30 px",
@@ -73,9 +74,12 @@ def test_the_parameters_say_what_was_drawn_but_not_where_it_lies() -> None:
         "base_classes": [5, 6],
         "training_pairs": 74,
         "removed_pairs": 43,
+        "pairs_sha256": "a" * 64,
+        "validation_sha256": "b" * 64,
     }
     assert _params(test) == {
-        "protocol": "published draw", "novel_classes": [0, 1], "test_pairs": 20, "episodes_hash": "e68ad4a7d8d5"
+        "protocol": "published draw", "novel_classes": [0, 1], "test_pairs": 20, "episodes_hash": "e68ad4a7d8d5",
+        "episodes_sha256": "c" * 64,
     }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mshnet.config import TrainingConfig
-from mshnet.data.episodes import TrainingSampler
+from mshnet.data.episodes import TrainingSampler, numbered
 from pipelines.results import EpochRecord
 from pipelines.worker import Progress, _EpochEpisodes, dropout_seed, positions
 
@@ -30,7 +30,7 @@ def test_an_epoch_visits_each_position_once_and_leaves_the_batch_that_is_not_ful
 
 
 def test_an_update_has_the_same_episodes_whatever_the_number_of_workers_and_the_start() -> None:
-    pairs = [(f"image{i}", i % 5) for i in range(40)]
+    pairs, _ = numbered([(f"image{i}", i % 5) for i in range(40)])
 
     def sampler() -> TrainingSampler:
         return TrainingSampler(pairs, range(5), 2, TRAINING.seed, TRAINING.episodes_per_epoch)

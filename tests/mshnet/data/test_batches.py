@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import fields
-from pathlib import Path
+from itertools import islice
 
 import pytest
 import torch
 from torch import Tensor
 
-from mshnet.data.batches import EpisodeBatch, EpisodeDataset, join, load_batches
+from mshnet.data.batches import READ_AHEAD_EPISODES, EpisodeBatch, EpisodeDataset, join, load_batches
 from mshnet.data.episodes import Episode
 from mshnet.data.store import ImageStore
 from tests.mshnet.data.stored import noise_image, write_store
 
 EPISODES = [
-    Episode("c", ("a", "d"), 2),
-    Episode("a", ("b", "c"), 0),
-    Episode("d", ("b", "a"), 2),
-    Episode("b", ("d", "d"), 0),
-    Episode("a", ("c", "d"), 1),  # a class that none of them shows
+    Episode(2, (0, 3), 2),
+    Episode(0, (1, 2), 0),
+    Episode(3, (1, 0), 2),
+    Episode(1, (3, 3), 0),
+    Episode(0, (2, 3), 1),  # a class that none of them shows
 ]
 POSITIONS = [[0, 1], [3], [4, 2]]
 
@@ -93,7 +94,24 @@ def test_loader_processes_change_nothing(store: ImageStore) -> None:
         assert_same(found, expected)
 
 
-def test_reading_an_unsealed_store_fails_at_once(tmp_path: Path) -> None:
-    store = write_store(str(tmp_path), {"a": noise_image(0)})
-    with pytest.raises(ValueError, match="expected image 'b' in the store"):
-        EpisodeDataset(store, [Episode("a", ("b",), 0)])[0]
+def test_the_rows_to_come_are_read_ahead_in_order_and_no_sooner_than_asked_for(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Endless:
+        """Episodes that are computed when they are asked for, as a sampler's are."""
+
+        asked = 0
+
+        def __getitem__(self, position: int) -> Episode[int]:
+            self.asked += 1
+            return EPISODES[position % len(EPISODES)]
+
+    announced: list[Iterable[int]] = []
+    monkeypatch.setattr(store, "read_ahead", announced.append)
+    episodes = Endless()
+    load_batches(EpisodeDataset(store, episodes), [range(i, i + 100) for i in range(0, 10_000, 100)])
+    (rows,) = announced
+    assert episodes.asked == 0
+    assert list(islice(rows, 7)) == [2, 0, 3, 0, 1, 2, 3]
+    assert episodes.asked == 3
+    assert sum(1 for _ in rows) == 3 * READ_AHEAD_EPISODES - 7  # bounded, however long the epoch
