@@ -59,7 +59,7 @@ def repair(config: CrossValidationConfig) -> list[Mapping[str, Any]]:
 
 def _problems(uri: str, manifest: Manifest) -> dict[tuple[int, str], str]:
     """What is wrong, by place and name of the shard."""
-    from mshnet.data.store import check_shard
+    from mshnet.data.check import check_shard
 
     calls = [(uri, manifest, shard) for shard in manifest.shards]
     reports = dag.each(check_shard, calls, f"verify {_name(uri)}")
