@@ -141,8 +141,7 @@ def check_writable(uri: str) -> None:
     """
     fs, path = filesystem(join(uri, f".writable-{uuid.uuid4().hex}"), quick=True)
     try:
-        if not is_s3(uri):
-            fs.makedirs(posixpath.dirname(path), exist_ok=True)
+        fs.makedirs(posixpath.dirname(path), exist_ok=True)
         fs.pipe_file(path, b"x")
         fs.rm_file(path)
     except (OSError, ValueError) as error:

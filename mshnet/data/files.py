@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from mshnet.data.filesystem import filesystem, is_local, is_s3
+from mshnet.data.filesystem import filesystem, is_local
 
 _WRITING = ".writing-"
 
@@ -26,7 +26,7 @@ def write_atomically(uri: str, data: bytes | memoryview) -> None:
             _to_disk(file)
             os.replace(file.name, path)
     else:
-        _make_folder(uri)
+        fs.makedirs(posixpath.dirname(path), exist_ok=True)
         fs.pipe_file(path, bytes(data))
 
 
@@ -43,7 +43,7 @@ def create_atomically(uri: str, data: bytes | memoryview) -> None:
             _to_disk(file)
             os.link(file.name, path)
     else:
-        _make_folder(uri)
+        fs.makedirs(posixpath.dirname(path), exist_ok=True)
         fs.pipe_file(path, bytes(data), mode="create")
 
 
@@ -56,7 +56,7 @@ def put_file(local_path: str | os.PathLike[str], uri: str) -> None:
             _to_disk(file)
             os.replace(file.name, path)
     else:
-        _make_folder(uri)
+        fs.makedirs(posixpath.dirname(path), exist_ok=True)
         fs.put_file(os.fspath(local_path), path)
 
 
@@ -70,7 +70,7 @@ def remove_orphans(uri: str) -> list[str]:
         return []
     removed = []
     for orphan in Path(filesystem(uri)[1]).rglob(f"{_WRITING}*"):
-        with contextlib.suppress(FileNotFoundError, BlockingIOError), open(orphan, "rb") as file:
+        with contextlib.suppress(OSError), open(orphan, "r+b") as file:  # somebody's, or just gone
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             orphan.unlink()
             removed.append(str(orphan))
@@ -104,10 +104,3 @@ def _locked(folder: str) -> BinaryIO:
 def _to_disk(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _make_folder(uri: str) -> None:
-    # Keys need no folder, and s3fs would look for the bucket each time, or make it.
-    if not is_s3(uri):
-        fs, path = filesystem(uri)
-        fs.makedirs(posixpath.dirname(path), exist_ok=True)

@@ -13,7 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 from mshnet.errors import InputError
 
 _USER = re.compile(r"://[^/?]*:(?!\d+(/|$)).*@|^s3a?://[^/]*@")  # not the colon of HOST:PORT, nor an @ further on
-_SIGNATURE = re.compile(r"://.*[?&][^=&/]*(sig|token|credential|secret|password|key_?id)[^=&/]*=", re.IGNORECASE)
+_SIGNATURE = re.compile(r"://.*[?&][^=&/]*(sig|token|credential|secret|passw|key_?id)[^=&/]*=", re.IGNORECASE)
 
 
 def is_local(uri: str) -> bool:

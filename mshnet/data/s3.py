@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import io
+import itertools
 import logging
 import math
 import os
@@ -90,23 +91,31 @@ class ObjectStore(s3fs.S3FileSystem):  # type: ignore[misc]
         self.patience_s = patience_s
 
     async def _call_s3(self, method: str, *parameters: Any, **more: Any) -> Any:
-        give_up_at, wait_s = None, 0.1
-        while True:
+        give_up_at = None
+        for attempt in itertools.count():
             try:
                 answer = await super()._call_s3(method, *parameters, **more)
                 if method == "get_object":
                     answer["Body"] = _Body(await _read(answer["Body"]))
                 return answer
             except (OSError, BotoCoreError, ResponseParserError, aiohttp.ClientError) as error:
-                now = time.monotonic()
-                give_up_at = give_up_at or now + self.patience_s
+                clear = _as_builtin(error, more)
+                now, wait_s = time.monotonic(), min(0.1 * 2**attempt, _LONGEST_WAIT_S)
+                # Aborting an upload follows on a failure that had its time.
+                give_up_at = give_up_at or now + (0 if method == "abort_multipart_upload" else self.patience_s)
                 if not _is_transient(error) or now + wait_s > give_up_at:
-                    raise _as_builtin(error, more) from error.__cause__ or error
-                _log.debug("%s failed (%s); trying again", method, type(error).__name__)
+                    raise clear from error.__cause__ or error
+            # The seventh in a row is no hiccup: who waits should know what for.
+            _log.log(logging.WARNING if attempt == 6 else logging.DEBUG, "%s: %s; trying again", method, clear)
             await asyncio.sleep(_jitter.uniform(wait_s / 2, wait_s))
-            wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
     call_s3 = sync_wrapper(_call_s3)
+
+    async def _mkdir(self, path: str, **_: Any) -> None:
+        # Keys need no folder; s3fs would ask for the bucket each time, and make one where it finds none.
+        pass
+
+    mkdir = sync_wrapper(_mkdir)
 
     async def _cat_file(self, path: str, version_id: str | None = None, **limits: Any) -> bytes:
         # One request; s3fs would ask for the size first.
