@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import io
-import itertools
 import logging
 import math
 import os
@@ -91,8 +90,8 @@ class ObjectStore(s3fs.S3FileSystem):  # type: ignore[misc]
         self.patience_s = patience_s
 
     async def _call_s3(self, method: str, *parameters: Any, **more: Any) -> Any:
-        give_up_at = None
-        for attempt in itertools.count():
+        failures, give_up_at = 0, None
+        while True:
             try:
                 answer = await super()._call_s3(method, *parameters, **more)
                 if method == "get_object":
@@ -100,13 +99,14 @@ class ObjectStore(s3fs.S3FileSystem):  # type: ignore[misc]
                 return answer
             except (OSError, BotoCoreError, ResponseParserError, aiohttp.ClientError) as error:
                 clear = _as_builtin(error, more)
-                now, wait_s = time.monotonic(), min(0.1 * 2**attempt, _LONGEST_WAIT_S)
+                now, wait_s = time.monotonic(), min(0.1 * 2**failures, _LONGEST_WAIT_S)
                 # Aborting an upload follows on a failure that had its time.
                 give_up_at = give_up_at or now + (0 if method == "abort_multipart_upload" else self.patience_s)
                 if not _is_transient(error) or now + wait_s > give_up_at:
                     raise clear from error.__cause__ or error
+            failures += 1
             # The seventh in a row is no hiccup: who waits should know what for.
-            _log.log(logging.WARNING if attempt == 6 else logging.DEBUG, "%s: %s; trying again", method, clear)
+            _log.log(logging.WARNING if failures == 7 else logging.DEBUG, "%s: %s; trying again", method, clear)
             await asyncio.sleep(_jitter.uniform(wait_s / 2, wait_s))
 
     call_s3 = sync_wrapper(_call_s3)
