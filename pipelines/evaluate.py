@@ -22,7 +22,6 @@ from pipelines.train import TrainedFold
 if TYPE_CHECKING:
     import torch
 
-    from mshnet.data.batches import EpisodeBatch
     from mshnet.data.episodes import Episode
     from mshnet.data.store import ImageStore
     from mshnet.engine import Evaluation, Predictor
@@ -133,14 +132,14 @@ def _batches(
 
     size = config.training.global_batch
     positions = [range(i, min(i + size, len(episodes))) for i in range(0, len(episodes), size)]
-    batch: EpisodeBatch
-    for batch in tqdm_ray.tqdm(
-        load_batches(EpisodeDataset(store, episodes), positions, config.compute.loader_processes),
-        total=len(positions),
-        desc=desc,
-        flush_interval_s=5,
-    ):
-        yield batch.to(device)
+    batches = load_batches(EpisodeDataset(store, episodes), positions, config.compute.loader_processes)
+    bar = tqdm_ray.tqdm(total=len(positions), desc=desc, flush_interval_s=5)
+    try:
+        for batch in batches:
+            yield batch.to(device)
+            bar.update()
+    finally:
+        bar.close()  # or it is drawn to the end of the job
 
 
 def _score(outcome: Evaluation, classes: Sequence[int], names: Sequence[str]) -> Score:

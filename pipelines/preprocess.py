@@ -119,20 +119,14 @@ def preprocess_shard(
     config: CrossValidationConfig, folder: str, scanned: Scan, start: int, stop: int
 ) -> Mapping[str, Any]:
     """Encode records start..stop-1 of the source into one shard, a few images in memory at a time."""
-    from ray.experimental import tqdm_ray
-
     from mshnet.data.source import open_source
     from mshnet.data.store import encode_row, write_shard
 
+    source = open_source(config.dataset, config.source)
     counts: Counter[int] = Counter()
 
     def rows() -> Iterator[Mapping[str, Any]]:
-        chosen = read_records(config, scanned, start, stop)
-        source = open_source(config.dataset, config.source)
-        title = f"images {start}..{stop - 1}"
-        for record, labelled in tqdm_ray.tqdm(
-            _loaded(source, chosen), desc=title, total=stop - start, flush_interval_s=5
-        ):
+        for record, labelled in _loaded(source, read_records(config, scanned, start, stop)):
             row = encode_row(record.image_id, record.subset, labelled, config.images)
             counts.update(row["class_ids"])
             yield row
