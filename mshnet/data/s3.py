@@ -67,7 +67,7 @@ class ObjectStore(s3fs.S3FileSystem):  # type: ignore[misc]
     """
 
     # Requests pass botocore's retries (by count, and off after 100 that failed in one process), s3fs's around these,
-    # and s3fs's around whole reads: against a server that hangs the three multiply to an hour, and yet none covers
+    # and s3fs's around whole reads: against a server that hangs the three multiply to half an hour, yet none covers
     # the body of a large read. So the inner ones are off, and `_call_s3`, which every request passes, keeps the time.
     retries = 1
 
