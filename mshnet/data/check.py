@@ -7,17 +7,16 @@ import mmap
 import posixpath
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from mshnet.data import decode
 from mshnet.data.filesystem import filesystem, is_local
 from mshnet.data.manifest import Manifest, Shard
-from mshnet.data.shards import DamagedShardError, ShardIndex
+from mshnet.data.shards import DamagedShardError, ShardIndex, read_labels
 
 MOST_PROBLEMS = 10
 """Named of one shard; a damaged one may have thousands."""
@@ -61,22 +60,17 @@ def _check(data: mmap.mmap, manifest: Manifest, shard: Shard) -> ShardCheck:
     # What follows can only be a mistake of the writer.
     try:
         index = ShardIndex(data, shard.rows)
+        labels = read_labels(data, shard.rows)
     except DamagedShardError as error:
         return ShardCheck((str(error),))
     counts: Counter[int] = Counter()
     problems: list[str] = []
-    for i, facts in enumerate(_facts(data)):
+    for i, facts in enumerate(labels):
         counts.update(facts["class_ids"])
         problems += _check_row(index, data, i, facts, manifest.format.image_size_px)
     if len(problems) > MOST_PROBLEMS:
         problems[MOST_PROBLEMS:] = [f"and {len(problems) - MOST_PROBLEMS} more"]
     return ShardCheck(tuple(problems), dict(sorted(counts.items())))
-
-
-def _facts(data: mmap.mmap) -> Iterator[dict[str, Any]]:
-    reader = pa.ipc.open_file(pa.py_buffer(data))
-    for i in range(reader.num_record_batches):
-        yield from reader.get_batch(i).select(["image_id", "height", "width", "class_ids", "pixels"]).to_pylist()
 
 
 def _check_row(index: ShardIndex, data: mmap.mmap, i: int, facts: Mapping[str, Any], side: int) -> list[str]:

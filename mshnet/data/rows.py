@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ SCHEMA = pa.schema(
         ("width", pa.int32()),
         ("class_ids", pa.list_(pa.int32())),
         ("pixels", pa.list_(pa.int64())),
+        ("labels_crc32", pa.uint32()),
         ("crc32", pa.uint32()),
         ("image", pa.binary()),
         ("masks", pa.list_(pa.binary())),
@@ -42,13 +44,17 @@ def encode_row(image_id: str, subset: str, labelled: LabelledImage, format: Imag
     image = _encoded(picture, format.encoding, **options)
     masks = [_mask_png(labelled.masks[c]) for c in class_ids]
     ignore = None if labelled.ignore is None else _mask_png(labelled.ignore)
-    return {
+    labels = {
         "image_id": image_id,
         "subset": subset,
         "height": height,
         "width": width,
         "class_ids": class_ids,
         "pixels": [int(np.count_nonzero(labelled.masks[c])) for c in class_ids],
+    }
+    return {
+        **labels,
+        "labels_crc32": labels_crc32(labels),
         "crc32": crc32(class_ids, [image, *masks, ignore or b""]),
         "image": image,
         "masks": masks,
@@ -56,9 +62,15 @@ def encode_row(image_id: str, subset: str, labelled: LabelledImage, format: Imag
     }
 
 
-def crc32(class_ids: Sequence[int], parts: Iterable[bytes | bytearray | memoryview]) -> int:
-    """Of what is decoded from a row: its class ids as little-endian int32, then its encoded image, masks, ignore."""
-    value = zlib.crc32(np.asarray(class_ids, dtype="<i4").tobytes())
+def labels_crc32(row: Mapping[str, Any]) -> int:
+    """Of what a row says in words (UTF-8), then in numbers (little-endian int64)."""
+    numbers = [row["height"], row["width"], *row["class_ids"], *row["pixels"]]
+    return zlib.crc32(f"{row['image_id']}{row['subset']}".encode() + struct.pack(f"<{len(numbers)}q", *numbers))
+
+
+def crc32(class_ids: Sequence[int], parts: Iterable[bytes | bytearray]) -> int:
+    """Of what is decoded from a row: its class ids (little-endian int64), then its encoded image, masks and ignore."""
+    value = zlib.crc32(struct.pack(f"<{len(class_ids)}q", *class_ids))
     for part in parts:
         value = zlib.crc32(part, value)
     return value

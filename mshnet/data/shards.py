@@ -13,14 +13,16 @@ from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Int64
 
 from mshnet.data.files import put_file
 from mshnet.data.manifest import Shard
-from mshnet.data.rows import SCHEMA, crc32
+from mshnet.data.rows import SCHEMA, crc32, labels_crc32
 
 BATCH_ROWS = 64
 """Of a record batch: what a writer holds in memory at most."""
+LABELS = ["image_id", "subset", "height", "width", "class_ids", "pixels"]
 
 
 class DamagedShardError(Exception):
@@ -82,6 +84,17 @@ class EncodedRow:
     """Empty where the data set has no such label."""
 
 
+def read_labels(file: Any, rows: int) -> list[dict[str, Any]]:
+    """What each row of a shard says in words and numbers (LABELS), checked; the pixels are not read.
+
+    Raises DamagedShardError where it is not what was written.
+    """
+    labels: list[dict[str, Any]] = _table(file, rows, [*LABELS, "labels_crc32"]).to_pylist()
+    for i, row in enumerate(labels):
+        _compare(row.pop("labels_crc32"), labels_crc32(row), i)
+    return labels
+
+
 class ShardIndex:
     """Where each row's parts lie in a shard file, so that reading one needs neither Arrow nor the other rows.
 
@@ -89,28 +102,13 @@ class ShardIndex:
     """
 
     def __init__(self, data: mmap.mmap, rows: int) -> None:
-        try:
-            buffer = pa.py_buffer(data)
-            reader = pa.ipc.open_file(buffer)
-            batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-            for batch in batches:
-                batch.validate(full=True)  # that no offset points out of the file
-            found = sum(batch.num_rows for batch in batches)
-        except pa.ArrowInvalid as error:
-            raise DamagedShardError(f"expected an Arrow file, found something else ({error})") from error
-        if found != rows:
-            raise DamagedShardError(f"expected {rows} rows, found {found}")
-
-        def column(name: str) -> list[pa.Array]:
-            return [batch.column(name) for batch in batches]
-
-        self._crc32 = np.concatenate([values.to_numpy() for values in column("crc32")])
-        self._images = _joined(_spans(values, buffer) for values in column("image"))
-        self._ignores = _joined(_spans(values, buffer) for values in column("ignore"))
-        self._masks = _joined(_spans(values.flatten(), buffer) for values in column("masks"))
-        self._class_ids = np.concatenate([values.flatten().to_numpy() for values in column("class_ids")])
-        classes = np.concatenate([values.value_lengths().to_numpy() for values in column("class_ids")])
-        self._first = np.concatenate([[0], np.cumsum(classes)])
+        table = _table(data, rows, ["class_ids", "crc32", "image", "masks", "ignore"])
+        begin = pa.py_buffer(data).address
+        self._crc32 = table["crc32"].to_numpy()
+        self._images, self._ignores = (_spans(table[name].chunks, begin) for name in ("image", "ignore"))
+        self._masks = _spans([values.flatten() for values in table["masks"].chunks], begin)
+        self._class_ids = pc.list_flatten(table["class_ids"]).to_numpy()
+        self._first = np.concatenate([[0], np.cumsum(pc.list_value_length(table["class_ids"]).to_numpy())])
         if len(self._masks) != len(self._class_ids):
             raise DamagedShardError(f"expected {len(self._class_ids)} masks, found {len(self._masks)}")
 
@@ -123,20 +121,40 @@ class ShardIndex:
         masks = [data[start:stop] for start, stop in self._masks[mine].tolist()]
         start, stop = self._ignores[row].tolist()
         ignore = data[start:stop]
-        expected, found = int(self._crc32[row]), crc32(class_ids, [image, *masks, ignore])
-        if found != expected:
-            raise DamagedShardError(f"expected crc32 {expected:08x} in row {row}, found {found:08x}")
+        _compare(int(self._crc32[row]), crc32(class_ids, [image, *masks, ignore]), row)
         return EncodedRow(image, dict(zip(class_ids, masks, strict=True)), ignore)
 
 
-def _spans(values: pa.Array, file: pa.Buffer) -> Int64[np.ndarray, "n 2"]:
-    """Where the values of a binary column begin and end in the file."""
-    _, offsets, data = values.buffers()
-    if data is None:
-        return np.zeros((len(values), 2), dtype=np.int64)
-    ends = np.frombuffer(offsets, dtype=np.int32)[: len(values) + 1].astype(np.int64) + (data.address - file.address)
-    return np.stack([ends[:-1], ends[1:]], axis=1)
+def _compare(expected: int, found: int, row: int) -> None:
+    if found != expected:
+        raise DamagedShardError(f"expected crc32 {expected:08x} in row {row}, found {found:08x}")
 
 
-def _joined(spans: Iterable[Int64[np.ndarray, "n 2"]]) -> Int64[np.ndarray, "m 2"]:
-    return np.concatenate([np.empty((0, 2), dtype=np.int64), *spans])
+def _table(file: Any, rows: int, names: list[str]) -> pa.Table:
+    """Columns of a shard: of a map without a copy, of an open file reading these columns only."""
+    try:
+        if isinstance(file, mmap.mmap):
+            table = pa.ipc.open_file(pa.py_buffer(file)).read_all().select(names)
+        else:
+            source = pa.PythonFile(file, mode="r")
+            schema = pa.ipc.open_file(source).schema
+            # Of a map it would copy.
+            options = pa.ipc.IpcReadOptions(included_fields=[schema.names.index(name) for name in names])
+            table = pa.ipc.open_file(source, options=options).read_all()
+        table.validate(full=True)  # that no offset points out of the file
+    except (pa.ArrowException, ValueError, KeyError) as error:
+        raise DamagedShardError(f"expected an Arrow file with {', '.join(names)}, found another ({error})") from error
+    if table.num_rows != rows:
+        raise DamagedShardError(f"expected {rows} rows, found {table.num_rows}")
+    return table
+
+
+def _spans(chunks: list[pa.Array], begin: int) -> Int64[np.ndarray, "n 2"]:
+    """Where the values of a binary column begin and end, counted from the address `begin`."""
+    spans = [np.empty((0, 2), dtype=np.int64)]
+    for values in chunks:
+        _, offsets, data = values.buffers()
+        ends = np.frombuffer(offsets, dtype=np.int32)[: len(values) + 1].astype(np.int64)
+        ends += data.address - begin if data else 0
+        spans.append(np.stack([ends[:-1], ends[1:]], axis=1))
+    return np.concatenate(spans)

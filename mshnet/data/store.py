@@ -12,32 +12,38 @@ import hashlib
 import itertools
 import mmap
 import posixpath
-from collections.abc import Iterable, Sequence
-from typing import Any
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
-import fsspec
-import pyarrow as pa
 from jaxtyping import UInt8
 from torch import Tensor
 
 from mshnet.data import decode
+from mshnet.data.cache import Fetch, NodeCache
 from mshnet.data.filesystem import filesystem, is_local
 from mshnet.data.manifest import MANIFEST, Manifest, Shard
+from mshnet.data.read_ahead import read_ahead
 from mshnet.data.rows import SCHEMA, encode_row
-from mshnet.data.shards import DamagedShardError, EncodedRow, ShardIndex, write_shard
+from mshnet.data.shards import DamagedShardError, EncodedRow, ShardIndex, read_labels, write_shard
 from mshnet.errors import DatasetNotFoundError, InputError
 
 __all__ = ["MANIFEST", "SCHEMA", "ImageStore", "Manifest", "Shard", "encode_row", "write_shard"]
+
+T = TypeVar("T")
+_REQUESTS = 8
+"""Side by side, where each is small."""
 
 
 class ImageStore:
     """Random access to a sealed store by row. Cheap to open, safe to pickle and to use from threads, read-only.
 
-    Opening reads the manifest and looks at the sizes of the shards; each is opened when a row of it is first read.
-    What is decoded was checked against the row's crc32.
+    Opening reads the manifest and looks at the sizes of the shards; each is opened when a row of it is first read: in
+    place where the store is local, else in the node's cache (`mshnet.data.cache`). What is given out was checked.
 
     Raises DatasetNotFoundError without a manifest, InputError on another schema version and, when it is opened or
-    later, for a shard that is missing, of another size or damaged.
+    later, for a shard that is missing, of another size or damaged (looked for twice).
     """
 
     def __init__(self, uri: str) -> None:
@@ -52,16 +58,18 @@ class ImageStore:
         self.manifest = Manifest.from_json(text, uri)
         sizes = {posixpath.basename(entry["name"]): entry["size"] for entry in fs.ls(root, detail=True)}
         for shard in self.manifest.shards:
-            size = sizes.get(shard.name)
-            if size != shard.size_bytes:
-                raise self._damaged(shard, f"{shard.size_bytes} bytes", "none" if size is None else f"{size} bytes")
+            if sizes.get(shard.name) != shard.size_bytes:
+                found = f"{sizes[shard.name]}" if shard.name in sizes else "none"
+                raise self._damaged(shard, f"expected {shard.size_bytes} bytes, found {found}")
         self._begin()
 
     def _begin(self) -> None:
         self._starts = [0, *itertools.accumulate(shard.rows for shard in self.manifest.shards)]
-        self._maps: dict[int, mmap.mmap] = {}
+        self._cache = None if is_local(self.uri) else NodeCache.from_environment()
+        self._maps: dict[int, mmap.mmap] = {}  # of a local store
         self._indices: dict[int, ShardIndex] = {}
         self._ids: dict[int, list[str]] = {}
+        self._end_of_reading_ahead: Callable[[], object] = bool
 
     def __getstate__(self) -> dict[str, Any]:
         return {"uri": self.uri, "manifest": self.manifest}
@@ -76,15 +84,16 @@ class ImageStore:
     def verify(self) -> None:
         """Check every shard's hash. Raises InputError naming the first damaged one."""
         for shard in self.manifest.shards:
-            with fsspec.open(posixpath.join(self.uri, shard.name), "rb") as file:
+            fs, path = filesystem(posixpath.join(self.uri, shard.name))
+            with fs.open(path, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             if digest != shard.sha256:
-                raise self._damaged(shard, f"sha256 {shard.sha256[:12]}…", f"{digest[:12]}…")
+                raise self._damaged(shard, f"expected sha256 {shard.sha256[:12]}…, found {digest[:12]}…")
 
     @functools.cached_property
-    def image_ids(self) -> Sequence[str]:
+    def image_ids(self) -> list[str]:
         """The id of every image, in row order; read when first asked for."""
-        return [image_id for number in range(len(self.manifest.shards)) for image_id in self._ids_of(number)]
+        return [image_id for image_id, _, _ in self.contents()]
 
     @functools.cached_property
     def _rows(self) -> dict[str, int]:
@@ -93,7 +102,9 @@ class ImageStore:
     def image_id(self, row: int) -> str:
         """The id of one image; reads those of its shard only."""
         number, i = self._locate(row)
-        return self._ids_of(number)[i]
+        if number not in self._ids:
+            self._ids[number] = [labels["image_id"] for labels in self._labels(number)]
+        return self._ids[number][i]
 
     def row(self, image_id: str) -> int:
         """The row of an image. Raises InputError for one that the store does not hold."""
@@ -106,19 +117,30 @@ class ImageStore:
             ) from None
 
     def contents(self) -> list[tuple[str, str, dict[int, int]]]:
-        """(image id, subset, original pixels per class) of every image, in row order."""
-        return [
-            (r["image_id"], r["subset"], dict(zip(r["class_ids"], r["pixels"], strict=True)))
-            for number in range(len(self.manifest.shards))
-            for r in self._columns(number, ["image_id", "subset", "class_ids", "pixels"]).to_pylist()
-        ]
+        """(image id, subset, original pixels per class) of every image, in row order. Reads no pixels."""
+        with ThreadPoolExecutor(_REQUESTS if self._cache else 1) as pool:
+            return [
+                (row["image_id"], row["subset"], dict(zip(row["class_ids"], row["pixels"], strict=True)))
+                for labels in pool.map(self._labels, range(len(self.manifest.shards)))
+                for row in labels
+            ]
 
     def shard_of(self, row: int) -> int:
         """The number of the shard that holds a row."""
         return self._locate(row)[0]
 
     def read_ahead(self, rows: Iterable[int]) -> None:
-        """Fetch the shards of the rows into the node's cache, in order of first use, as many as fit; does not wait."""
+        """Fetch the shards of a remote store into the node's cache, in order of first use, as many as fit it.
+
+        Returns at once: a thread goes through the rows. What it fails to do is done, or reported, when a row is read.
+        """
+        if self._cache is None:
+            return
+        self._end_of_reading_ahead()
+        # The thread must not keep the store, whose end is the thread's end.
+        shards = _in_order_of_use(self.manifest.shards, self._starts, rows)
+        stop = read_ahead(self._cache, shards, functools.partial(_fetch, self.uri))
+        self._end_of_reading_ahead = weakref.finalize(self, stop.set)
 
     def image(self, row: int) -> UInt8[Tensor, "3 S S"]:
         """The picture at training size, RGB."""
@@ -131,47 +153,85 @@ class ImageStore:
         """
         return decode.mask(self._read(row), class_id, self.manifest.format.image_size_px, with_ignore)
 
-    def _read(self, row: int) -> EncodedRow:
-        number, i = self._locate(row)
-        shard = self.manifest.shards[number]
-        try:
-            return self._index(number).read(self._map(number), i)
-        except DamagedShardError as error:
-            raise self._damaged(shard, "it as it was written", str(error)) from error
-
     def _locate(self, row: int) -> tuple[int, int]:
         if not 0 <= row < len(self):
             raise IndexError(f"row must be 0..{len(self) - 1}, got {row}")
         number = bisect.bisect_right(self._starts, row) - 1
         return number, row - self._starts[number]
 
-    # Two threads that open the same shard at once both do so, and one is dropped: that needs no lock.
+    def _read(self, row: int) -> EncodedRow:
+        number, i = self._locate(row)
 
-    def _index(self, number: int) -> ShardIndex:
-        if number not in self._indices:
-            self._indices[number] = ShardIndex(self._map(number), self.manifest.shards[number].rows)
-        return self._indices[number]
+        def read() -> EncodedRow:
+            data = self._map(number)
+            # Two threads that come here at once both make one, and one is dropped: that needs no lock.
+            if number not in self._indices:
+                self._indices[number] = ShardIndex(data, self.manifest.shards[number].rows)
+            return self._indices[number].read(data, i)
+
+        return self._twice(number, read)
+
+    def _labels(self, number: int) -> list[dict[str, Any]]:
+        shard = self.manifest.shards[number]
+
+        def read() -> list[dict[str, Any]]:
+            if self._cache is None:
+                return read_labels(self._map(number), shard.rows)
+            # The small columns alone, by a request per record batch.
+            fs, path = filesystem(posixpath.join(self.uri, shard.name))
+            with fs.open(path, "rb", block_size=2**16, cache_type="blockcache") as file:
+                return read_labels(file, shard.rows)
+
+        return self._twice(number, read)
+
+    def _twice(self, number: int, read: Callable[[], T]) -> T:
+        """What is damaged or missing may be so in this copy only, or may have been mended since it was opened."""
+        shard = self.manifest.shards[number]
+        for again in (True, False):
+            try:
+                return read()
+            except (DamagedShardError, FileNotFoundError) as error:
+                if not again:
+                    missing = isinstance(error, FileNotFoundError)
+                    problem = f"expected {shard.size_bytes} bytes, found none" if missing else str(error)
+                    raise self._damaged(shard, problem) from error
+            self._maps.pop(number, None)
+            self._indices.pop(number, None)
+            if self._cache is not None:
+                self._cache.drop(shard)
+        raise AssertionError
 
     def _map(self, number: int) -> mmap.mmap:
+        shard = self.manifest.shards[number]
+        if self._cache is not None:
+            # Not kept: what is evicted must not go on filling the disk.
+            return self._cache.map(shard, _fetch(self.uri, shard))
         if number not in self._maps:
-            uri = posixpath.join(self.uri, self.manifest.shards[number].name)
-            path = filesystem(uri)[1] if is_local(uri) else fsspec.open_local(f"simplecache::{uri}")
-            with open(path, "rb") as file:
+            with open(filesystem(posixpath.join(self.uri, shard.name))[1], "rb") as file:
                 self._maps[number] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._maps[number]
+        data = self._maps[number]
+        if data.size() != shard.size_bytes:  # reading on would kill the process
+            raise DamagedShardError(f"expected {shard.size_bytes} bytes, found {data.size()}")
+        return data
 
-    def _ids_of(self, number: int) -> list[str]:
-        if number not in self._ids:
-            self._ids[number] = self._columns(number, ["image_id"]).column("image_id").to_pylist()
-        return self._ids[number]
-
-    def _columns(self, number: int, names: list[str]) -> pa.Table:
-        reader = pa.ipc.open_file(pa.py_buffer(self._map(number)))
-        batches = [reader.get_batch(i).select(names) for i in range(reader.num_record_batches)]
-        return pa.Table.from_batches(batches, pa.schema([SCHEMA.field(name) for name in names]))
-
-    def _damaged(self, shard: Shard, expected: str, found: str) -> InputError:
+    def _damaged(self, shard: Shard, problem: str) -> InputError:
         return InputError(
-            f"expected shard {shard.name} of {expected}, found {found} in {self.uri!r}; "
-            "mend it with `python -m pipelines.preprocess --repair`"
+            f"{problem} in shard {shard.name} of the store {self.uri!r}; mend it with "
+            "`python -m pipelines.preprocess --repair`, with the --dataset, --source and --store it was made with"
         )
+
+
+def _fetch(uri: str, shard: Shard) -> Fetch:
+    fs, path = filesystem(posixpath.join(uri, shard.name))
+    return functools.partial(fs.get_file, path)
+
+
+def _in_order_of_use(shards: Sequence[Shard], starts: Sequence[int], rows: Iterable[int]) -> Iterator[Shard]:
+    seen: set[int] = set()
+    for row in rows:
+        number = bisect.bisect_right(starts, row) - 1
+        if number not in seen:
+            seen.add(number)
+            yield shards[number]
+            if len(seen) == len(shards):
+                return

@@ -14,7 +14,7 @@ import pytest
 from mshnet.config import ImageFormat
 from mshnet.data.check import MOST_PROBLEMS, check_shard
 from mshnet.data.manifest import Manifest, Shard
-from mshnet.data.rows import crc32, encode_row
+from mshnet.data.rows import crc32, encode_row, labels_crc32
 from mshnet.data.shards import write_shard
 from tests.mshnet.data.stored import PNG_65, noise_image
 
@@ -38,6 +38,7 @@ def written(folder: Path, change: Callable[[dict[str, Any]], object] = lambda ro
     encoded = [encode_row(f"image {i}", "train", noise_image(i), PNG_65) for i in range(rows)]
     for row in encoded[1:]:
         change(row)
+        row["labels_crc32"] = labels_crc32(row)
         row["crc32"] = crc32(row["class_ids"], [row["image"], *row["masks"], row["ignore"] or b""])
     return write_shard(encoded, str(folder))
 
@@ -109,7 +110,7 @@ def test_a_file_that_is_no_arrow_file(tmp_path: Path) -> None:
     shard = Shard(name="images-x.arrow", sha256=hashlib.sha256(data).hexdigest(), rows=1, size_bytes=len(data))
     (tmp_path / shard.name).write_bytes(data)
     (problem,) = check_shard(str(tmp_path), manifest_of(shard), shard).problems
-    assert problem.startswith("expected an Arrow file, found something else")
+    assert problem.startswith("expected an Arrow file with class_ids")
 
 
 def test_not_every_problem_is_named(tmp_path: Path) -> None:
