@@ -63,11 +63,6 @@ class EpisodeDataset(Dataset[EpisodeBatch]):
         self.store = store
         self.episodes = episodes
 
-    def rows(self, position: int) -> tuple[int, ...]:
-        """The images of the episode at a position, the query first."""
-        episode = self.episodes[position]
-        return (episode.query, *episode.supports)
-
     def __getitem__(self, position: int) -> EpisodeBatch:
         episode = self.episodes[position]
         query, supports = episode.query, episode.supports
@@ -102,8 +97,8 @@ def load_batches(
 
     Where the store is remote, its shards begin to come to this node at once, those needed first in front.
     """
-    upcoming = islice(chain.from_iterable(positions), READ_AHEAD_EPISODES)
-    dataset.store.read_ahead(row for position in upcoming for row in dataset.rows(position))
+    upcoming, episodes = islice(chain.from_iterable(positions), READ_AHEAD_EPISODES), dataset.episodes
+    dataset.store.read_ahead(row for position in upcoming for row in episodes[position].images)
     loader: DataLoader[EpisodeBatch] = DataLoader(
         dataset,
         batch_sampler=[list(batch) for batch in positions],

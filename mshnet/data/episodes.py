@@ -17,7 +17,7 @@ from mshnet.errors import InputError
 
 _log = logging.getLogger(__name__)
 
-ImageT = TypeVar("ImageT", str, int)
+ImageT = TypeVar("ImageT", bound=str | int)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,11 @@ class Episode(Generic[ImageT]):
     query: ImageT
     supports: tuple[ImageT, ...]
     class_id: int
+
+    @property
+    def images(self) -> tuple[ImageT, ...]:
+        """All of them, the query first."""
+        return (self.query, *self.supports)
 
     def named(self: Episode[int], name: Callable[[int], str]) -> Episode[str]:
         """The same episode by image id."""

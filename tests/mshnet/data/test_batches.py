@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterable
 from dataclasses import fields
 from itertools import islice
@@ -115,3 +117,16 @@ def test_the_rows_to_come_are_read_ahead_in_order_and_no_sooner_than_asked_for(
     assert list(islice(rows, 7)) == [2, 0, 3, 0, 1, 2, 3]
     assert episodes.asked == 3
     assert sum(1 for _ in rows) == 3 * READ_AHEAD_EPISODES - 7  # bounded, however long the epoch
+
+
+def test_what_is_read_ahead_does_not_keep_the_store(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of the store is the end of the thread that goes through the rows."""
+    announced: list[Iterable[int]] = []
+    monkeypatch.setattr(ImageStore, "read_ahead", lambda self, rows: announced.append(rows))
+    opened = ImageStore(store.uri)
+    end = weakref.ref(opened)
+    load_batches(EpisodeDataset(opened, EPISODES), POSITIONS)
+    del opened
+    gc.collect()
+    assert end() is None
+    assert list(announced[0])[:3] == [2, 0, 3]

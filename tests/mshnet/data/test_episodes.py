@@ -137,7 +137,7 @@ def test_training_episodes_are_pure_balanced_and_valid(
     order.shuffle(positions)
     assert {i: again.episode(epoch, i) for i in positions} == dict(enumerate(episodes))
     for episode in episodes:
-        images = (episode.query, *episode.supports)
+        images = episode.images
         assert len(set(images)) == shot + 1
         assert all(ids[i].startswith(f"c{episode.class_id}i") for i in images)
     # Balanced: each class once in each block.
