@@ -20,6 +20,7 @@ from pipelines.scan import Scan, read_records
 
 if TYPE_CHECKING:
     from mshnet.data.source import ImageRecord, LabelledImage, Source
+    from pipelines.graph import Graph
 
 CODE_VERSION = 2
 """Raise it when the same source would give other shards."""
@@ -189,7 +190,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         return job.report(lambda: verify.repair(config), prog)
     if arguments.verify:
         return job.report(lambda: verify.verify(config), prog)
-    return job.run_parsed(arguments, prog, lambda graph: [graph.sealed])
+    return job.report(lambda: _sealed(config, arguments.dry_run), prog)
+
+
+def _sealed(config: CrossValidationConfig, dry_run: bool) -> Mapping[str, Any]:
+    from pipelines import job
+
+    stores: list[str] = []
+
+    def wanted(graph: Graph) -> list[Stage]:
+        stores[:] = [graph.sealed.folder]
+        return [graph.sealed]
+
+    (result,) = job.run(config, dry_run, wanted)
+    return result if dry_run else summary(stores[0], result["shards"])
+
+
+def summary(uri: str, shards: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """What a sealed store holds, for whoever ran a command on it."""
+    return {
+        "store": uri,
+        "shards": len(shards),
+        "images": sum(shard["rows"] for shard in shards),
+        "size_bytes": sum(shard["size_bytes"] for shard in shards),
+    }
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from mshnet.errors import InputError
@@ -85,14 +86,8 @@ def _manifest(uri: str) -> Manifest:
     return Manifest.from_json(storage.read_bytes(storage.join(uri, MANIFEST)).decode(errors="replace"), uri)
 
 
-def _summary(uri: str) -> dict[str, Any]:
-    shards = _manifest(uri).shards
-    return {
-        "store": uri,
-        "shards": len(shards),
-        "images": sum(shard.rows for shard in shards),
-        "size_bytes": sum(shard.size_bytes for shard in shards),
-    }
+def _summary(uri: str) -> Mapping[str, Any]:
+    return preprocess.summary(uri, [asdict(shard) for shard in _manifest(uri).shards])
 
 
 def _name(uri: str) -> str:
