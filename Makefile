@@ -7,7 +7,7 @@ CACHES := .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 PORT ?= 5000
 ARGS ?=
 
-.PHONY: help setup cross-validate test check format ui lock clean clean-venv clean-outputs
+.PHONY: help setup cross-validate test check format ui object-store lock clean clean-venv clean-outputs
 
 help: ## List the targets
 	@echo "make TARGET [ARGS='...'] [PYTHON=python3.12]"
@@ -22,6 +22,7 @@ cross-validate: $(READY) ## Cross-validate, on generated data unless ARGS say ot
 	$(BIN)/python pipelines/cross_validate.py $(ARGS)
 
 test: check ## The static checks, then the tests (ARGS go to pytest)
+	@infra/setup.sh servers
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(READY) ## Lint, format, types and import directions only
@@ -39,6 +40,9 @@ ui: $(READY) ## MLflow's pages for outputs/mlflow.db, on this machine only (PORT
 	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui \
 		--host 127.0.0.1 --port $(PORT) --backend-store-uri "sqlite:///$(CURDIR)/outputs/mlflow.db"
 
+object-store: $(READY) ## A real S3 server on this machine, data in outputs/object_store (infra/object_store.sh does more)
+	@infra/object_store.sh start
+
 lock: ## Write requirements.lock from .venv, after installing what pyproject.toml asks for
 	@infra/setup.sh lock
 
@@ -49,5 +53,6 @@ clean: ## Remove caches and build leftovers
 clean-venv: clean ## Remove .venv too
 	rm -rf .venv
 
-clean-outputs: ## Remove outputs/: generated data, stores, checkpoints, reports and MLflow's database
+clean-outputs: ## Remove outputs/: generated data, stores, checkpoints, reports, MLflow's database, the object store
+	@OBJECT_STORE_DIR= infra/object_store.sh stop
 	rm -rf outputs

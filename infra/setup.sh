@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Make .venv from requirements.lock (no argument), or requirements.lock from .venv (`lock`).
-# The Makefile calls this when the lock or pyproject.toml is newer than the environment.
+# Make .venv from requirements.lock (no argument), or requirements.lock from .venv (`lock`), or see to the servers that
+# tests are run against (`servers`). The Makefile calls this when the lock or pyproject.toml is newer than the
+# environment, and before the tests.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-VENV=.venv
+PROGRAM=setup
+# shellcheck source=infra/packages.sh
+source infra/packages.sh
 
-fail() {
-    printf 'setup: %s\n' "$@" >&2
-    exit 1
-}
+VENV=.venv
 
 # A name on PATH may be a shim that runs nothing, so each candidate is asked.
 new_enough() { "$1" -c 'import sys; raise SystemExit(sys.version_info < (3, 11))' 2>/dev/null; }
@@ -31,24 +31,13 @@ find_python() {
     if [[ -n "$without_venv" ]]; then
         local package
         package=$("$without_venv" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
-        install_or_ask "$package" "$without_venv has no venv module"
+        install_or_ask "$without_venv has no venv module" "$package"
         echo "$without_venv"
         return
     fi
     fail "Python 3.11 or newer is needed, found $(python3 --version 2>/dev/null || echo none)" \
         "Debian 12, Ubuntu 24.04 and newer have it: sudo apt-get install -y python3 python3-venv" \
         "elsewhere, install one and name it: make PYTHON=/path/to/python3.12 ..."
-}
-
-# In CI, as root, a missing system package is installed; anywhere else it is asked for.
-install_or_ask() {
-    local package=$1 why=$2
-    if [[ -n "${CI:-}" && "$(id -u)" == 0 ]] && command -v apt-get >/dev/null; then
-        echo "setup: $why; installing $package" >&2
-        apt-get update -qq >&2 && apt-get install -y -qq "$package" >&2
-    else
-        fail "$why; run: sudo apt-get install -y $package"
-    fi
 }
 
 make_venv() {
@@ -98,8 +87,16 @@ write_lock() {
     echo "setup: $(grep -c '==' requirements.lock) packages in requirements.lock" >&2
 }
 
+# CI installs them and fails without. Anybody else is told what is left out.
+see_to_servers() {
+    infra/object_store.sh install && return
+    ! may_install || exit 1
+    say "until then, tests on a real object store are skipped"
+}
+
 case "${1:-}" in
     '') install ;;
     lock) write_lock ;;
-    *) fail "no such command '$1' (none, or lock)" ;;
+    servers) see_to_servers ;;
+    *) fail "no such command '$1' (none, lock or servers)" ;;
 esac

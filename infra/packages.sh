@@ -1,0 +1,25 @@
+# shellcheck shell=bash
+# Sourced by the scripts beside it: how they complain, and how they come by system packages.
+# PROGRAM is the name that messages begin with; the script that sources this sets it.
+
+say() { printf '%s\n' "${@/#/"$PROGRAM: "}" >&2; }
+
+fail() {
+    say "$@"
+    exit 1
+}
+
+# Only a machine that is thrown away afterwards is changed without asking.
+may_install() { [[ -n "${CI:-}" && "$(id -u)" == 0 ]] && command -v apt-get >/dev/null; }
+
+# install_or_ask WHY PACKAGE...: in CI, as root, missing system packages are installed; elsewhere they are asked for.
+install_or_ask() {
+    local why=$1
+    shift
+    may_install || fail "$why; run: sudo apt-get install -y --no-install-recommends $*"
+    say "$why; installing $*"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq >&2
+    # Another installation on the machine is waited for.
+    apt-get -o DPkg::Lock::Timeout=120 install -y -qq --no-install-recommends "$@" >&2
+}
