@@ -396,5 +396,5 @@ def test_a_damaged_shard_is_found_before_anything_trains_on_it(
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
     training = stages(replace(copied, training=TrainingConfig(seed=8)), scanned)[0]
-    with pytest.raises(InputError, match=f"expected shard {shard.name} of sha256"):
+    with pytest.raises(InputError, match=f"expected sha256 .* in shard {shard.name} of the store"):
         training.run(*training.arguments, {})
