@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable
 
 from mshnet.data.cache import Fetch, NodeCache
 from mshnet.data.manifest import Shard
@@ -16,7 +16,7 @@ _RETRY_S = 0.5
 _log = logging.getLogger(__name__)
 
 
-def read_ahead(cache: NodeCache, shards: Iterator[Shard], fetch: Callable[[Shard], Fetch]) -> threading.Event:
+def read_ahead(cache: NodeCache, shards: Iterable[tuple[Shard, Fetch]]) -> threading.Event:
     """Fetch shards into the cache in a thread of its own, in order, as many as fit; returns what stops it.
 
     A shard that another process is fetching is passed over and looked at again. What fails is left to whoever needs
@@ -24,21 +24,20 @@ def read_ahead(cache: NodeCache, shards: Iterator[Shard], fetch: Callable[[Shard
     """
     stop = threading.Event()
     # A daemon, so that a fetch that hangs does not keep the process from ending.
-    thread = threading.Thread(target=_run, args=(cache, shards, fetch, stop), name="read-ahead", daemon=True)
-    thread.start()
+    threading.Thread(target=_run, args=(cache, shards, stop), name="read-ahead", daemon=True).start()
     return stop
 
 
-def _run(cache: NodeCache, shards: Iterator[Shard], fetch: Callable[[Shard], Fetch], stop: threading.Event) -> None:
+def _run(cache: NodeCache, shards: Iterable[tuple[Shard, Fetch]], stop: threading.Event) -> None:
     try:
-        waiting, left = [], cache.room_bytes()
-        for shard in shards:
-            left -= shard.size_bytes
-            if left < 0 or stop.is_set():
+        waiting, left_bytes = [], cache.room_bytes()
+        for shard, fetch in shards:
+            left_bytes -= shard.size_bytes
+            if left_bytes < 0 or stop.is_set():
                 break
-            if not cache.fetch_ahead(shard, fetch(shard)):
-                waiting.append(shard)
+            if not cache.fetch_ahead(shard, fetch):
+                waiting.append((shard, fetch))
         while waiting and not stop.wait(_RETRY_S):
-            waiting = [shard for shard in waiting if not cache.fetch_ahead(shard, fetch(shard))]
+            waiting = [(shard, fetch) for shard, fetch in waiting if not cache.fetch_ahead(shard, fetch)]
     except (OSError, DamagedShardError, InputError) as error:
         _log.debug("reading ahead ends: %s", error)

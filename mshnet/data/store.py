@@ -21,7 +21,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from mshnet.data import decode
-from mshnet.data.cache import Fetch, NodeCache
+from mshnet.data.cache import NodeCache
 from mshnet.data.filesystem import filesystem, is_local
 from mshnet.data.manifest import MANIFEST, Manifest, Shard
 from mshnet.data.read_ahead import read_ahead
@@ -82,7 +82,12 @@ class ImageStore:
         return self._starts[-1]
 
     def verify(self) -> None:
-        """Check every shard's hash. Raises InputError naming the first damaged one."""
+        """Check the hash of every shard of a local store; a remote one's are when they arrive.
+
+        Raises InputError naming the first damaged one.
+        """
+        if self._cache is not None:
+            return
         for shard in self.manifest.shards:
             fs, path = filesystem(posixpath.join(self.uri, shard.name))
             with fs.open(path, "rb") as file:
@@ -139,7 +144,7 @@ class ImageStore:
         self._end_of_reading_ahead()
         # The thread must not keep the store, whose end is the thread's end.
         shards = _in_order_of_use(self.manifest.shards, self._starts, rows)
-        stop = read_ahead(self._cache, shards, functools.partial(_fetch, self.uri))
+        stop = read_ahead(self._cache, ((shard, functools.partial(_fetch, self.uri, shard)) for shard in shards))
         self._end_of_reading_ahead = weakref.finalize(self, stop.set)
 
     def image(self, row: int) -> UInt8[Tensor, "3 S S"]:
@@ -205,7 +210,7 @@ class ImageStore:
         shard = self.manifest.shards[number]
         if self._cache is not None:
             # Not kept: what is evicted must not go on filling the disk.
-            return self._cache.map(shard, _fetch(self.uri, shard))
+            return self._cache.map(shard, functools.partial(_fetch, self.uri, shard))
         if number not in self._maps:
             with open(filesystem(posixpath.join(self.uri, shard.name))[1], "rb") as file:
                 self._maps[number] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -221,9 +226,9 @@ class ImageStore:
         )
 
 
-def _fetch(uri: str, shard: Shard) -> Fetch:
+def _fetch(uri: str, shard: Shard, local_path: str) -> None:
     fs, path = filesystem(posixpath.join(uri, shard.name))
-    return functools.partial(fs.get_file, path)
+    fs.get_file(path, local_path)
 
 
 def _in_order_of_use(shards: Sequence[Shard], starts: Sequence[int], rows: Iterable[int]) -> Iterator[Shard]:
