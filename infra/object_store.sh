@@ -51,13 +51,16 @@ capacity_gib() {
     echo "$gib"
 }
 
+new_uuid() { cat /proc/sys/kernel/random/uuid; }
+
 read_settings() {
     FSID='' PORT='' MON_PORT='' OSD_UUID='' GIB=''
     # shellcheck source=/dev/null
     [[ ! -f "$DIR/settings" ]] || source "$DIR/settings"
 }
 
-prepare_folder() {
+# Takes the folder for this process, if it is ours to take.
+claim_folder() {
     # Ceph's file of settings has its own idea of these.
     [[ "$DIR" != *[\;\#\"\'\$\\]* ]] || fail "OBJECT_STORE_DIR must have none of ; # \" ' \$ \\, got '$DIR'"
     if [[ -d "$DIR" && ! -f "$DIR/lock" && -n "$(ls -A "$DIR")" ]]; then
@@ -65,32 +68,36 @@ prepare_folder() {
     fi
     mkdir -p "$DIR"
     chmod 700 "$DIR"
+    take_lock
     mkdir -p "$DIR"/{log,run,rgw,aws}
+}
+
+take_lock() {
     exec 9>"$DIR/lock"
     flock -w 300 9 || fail "another start or stop in '$DIR' takes too long"
+}
+
+settle() {
     read_settings
+    local wanted=${OBJECT_STORE_PORT:-${PORT:-7480}}
+    [[ "$wanted" =~ ^[1-9][0-9]{0,4}$ ]] || fail "OBJECT_STORE_PORT must be a port number, got '$wanted'"
+    if runs client.rgw; then
+        [[ "$wanted" == "$PORT" ]] || fail "it runs on port $PORT; to move it to $wanted, stop it first"
+    else
+        port_is_free "$wanted" || fail "port $wanted is in use; choose another: OBJECT_STORE_PORT=... $0 start"
+    fi
+    runs mon.a || port_is_free "${MON_PORT:-0}" ||
+        fail "port $MON_PORT, where its monitor has to listen, is in use; end the program that holds it"
     if [[ -z "$FSID" ]]; then
         dd if=/dev/zero of="$DIR/probe" bs=4096 count=1 oflag=direct status=none 2>/dev/null ||
             fail "the file system of '$DIR' has no direct writes (O_DIRECT); set OBJECT_STORE_DIR to a folder on a disk"
         rm "$DIR/probe"
+        GIB=$(capacity_gib)
+        FSID=$(new_uuid) OSD_UUID=$(new_uuid) MON_PORT=$(free_port)
     fi
-    [[ "${OBJECT_STORE_PORT:-1}" =~ ^[0-9]+$ ]] || fail "OBJECT_STORE_PORT must be a number, got '$OBJECT_STORE_PORT'"
-    if ! runs client.rgw; then
-        PORT=${OBJECT_STORE_PORT:-${PORT:-7480}}
-        port_is_free "$PORT" || fail "port $PORT is in use; choose another: OBJECT_STORE_PORT=... $0 start"
-    elif [[ "${OBJECT_STORE_PORT:-$PORT}" != "$PORT" ]]; then
-        fail "it runs on port $PORT; to move it to $OBJECT_STORE_PORT, stop it first"
-    fi
-    if ! runs mon.a && ! port_is_free "${MON_PORT:-0}"; then
-        fail "port $MON_PORT, where its monitor listens, is in use by another program; end that one first"
-    fi
-    local kernel_uuid=/proc/sys/kernel/random/uuid
-    FSID=${FSID:-$(<$kernel_uuid)} OSD_UUID=${OSD_UUID:-$(<$kernel_uuid)}
-    MON_PORT=${MON_PORT:-$(free_port)} GIB=${GIB:-$(capacity_gib)}
+    PORT=$wanted
     declare -p FSID OSD_UUID PORT MON_PORT GIB | sed 's/^declare -- //' >"$DIR/settings.new"
     mv "$DIR/settings.new" "$DIR/settings"
-    write_ceph_conf
-    write_aws_config
 }
 
 write_ceph_conf() {
@@ -151,6 +158,8 @@ debug rgw = 0/0
 rgw data = $DIR/rgw
 rgw frontends = beast endpoint=127.0.0.1:$PORT
 rgw thread pool size = 64
+# Requests in flight get so long at a stop; idle connections, which clients keep open, would take two minutes.
+rgw exit timeout secs = 5
 rgw enable ops log = false
 rgw enable usage log = false
 rgw dynamic resharding = false
@@ -309,7 +318,10 @@ install() {
 start() {
     install
     [[ -x "$PYTHON" ]] || fail "no Python environment yet; run: make setup"
-    prepare_folder
+    claim_folder
+    settle
+    write_ceph_conf
+    write_aws_config
     runs mon.a || start_mon
     runs osd.0 || start_osd
     runs client.rgw || start_gateway
@@ -319,17 +331,15 @@ start() {
 }
 
 stop() {
-    read_settings
-    [[ -n "$FSID" ]] || return 0
-    exec 9>"$DIR/lock"
-    flock -w 300 9 || fail "another start or stop in '$DIR' takes too long"
+    [[ -f "$DIR/lock" ]] || return 0
+    take_lock
     local i name
     not_running() { ! runs "$name"; }
     for ((i = ${#DAEMONS[@]} - 1; i >= 0; i--)); do
         name=${DAEMONS[i]}
         runs "$name" || continue
         kill "$(pid_of "$name")"
-        wait_until 150 not_running || fail "$name (pid $(pid_of "$name")) does not end"
+        wait_until 60 not_running || fail "$name (pid $(pid_of "$name")) does not end"
     done
 }
 

@@ -1,11 +1,16 @@
-"""What every test may use: where the shared real data is, if this machine has it."""
+"""What every test may use: the shared real data, if this machine has it, and a real S3 server, if it has Ceph."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests import object_store as server
 
 SHARED = Path(os.environ.get("MSHNET_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
@@ -19,3 +24,24 @@ needs_shared = pytest.mark.skipif(
 def shared() -> Path:
     """The folder with the reference vectors and the real images."""
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[server.ObjectStore]:
+    """A real S3 server, one for the whole session. A test that stops or kills it starts it again before its end."""
+    if not server.installed():
+        pytest.skip(server.ABSENT)
+    store = server.ObjectStore(tmp_path_factory.mktemp("object_store"), server.free_port())
+    try:
+        store.start()
+        yield store
+    finally:
+        store.stop()
+        shutil.rmtree(store.folder)
+
+
+@pytest.fixture
+def s3_folder(object_store: server.ObjectStore, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty place on it, as a URI, with the environment set so that every client finds it."""
+    object_store.use(monkeypatch)
+    return f"s3://{object_store.bucket}/{uuid.uuid4().hex}"
