@@ -26,6 +26,7 @@ TIMEOUT_S = 30.0
 CHUNK_BYTES = 8 * 2**20  # of an upload or a download
 CHUNKS_AT_ONCE = 4
 _LONGEST_WAIT_S = 5.0
+_SLOWEST_BYTES_PER_S = 2**18
 _MOST_PARTS = 10_000  # S3's limit
 
 _log = logging.getLogger(__name__)
@@ -67,8 +68,9 @@ class ObjectStore(s3fs.S3FileSystem):  # type: ignore[misc]
     """
 
     # Requests pass botocore's retries (by count, and off after 100 that failed in one process), s3fs's around these,
-    # and s3fs's around whole reads: against a server that hangs the three multiply to half an hour, yet none covers
-    # the body of a large read. So the inner ones are off, and `_call_s3`, which every request passes, keeps the time.
+    # and s3fs's around whole reads. Against a server that hangs the three multiply to half an hour; yet none covers
+    # the body of a large read, and no timeout an upload that waits for "100 Continue" or for the server to read on.
+    # So the inner ones are off, and `_call_s3`, which every request passes, keeps the time.
     retries = 1
 
     def __init__(self, patience_s: float = PATIENCE_S, timeout_s: float = TIMEOUT_S, **options: Any) -> None:
@@ -88,12 +90,15 @@ class ObjectStore(s3fs.S3FileSystem):  # type: ignore[misc]
             **options,
         )
         self.patience_s = patience_s
+        self.timeout_s = timeout_s
 
     async def _call_s3(self, method: str, *parameters: Any, **more: Any) -> Any:
         failures, give_up_at = 0, None
         while True:
             try:
-                answer = await super()._call_s3(method, *parameters, **more)
+                await self.set_session()  # may ask for credentials in a slow place
+                async with asyncio.timeout(self.timeout_s + len(more.get("Body", b"")) / _SLOWEST_BYTES_PER_S):
+                    answer = await super()._call_s3(method, *parameters, **more)
                 if method == "get_object":
                     answer["Body"] = _Body(await _read(answer["Body"]))
                 return answer

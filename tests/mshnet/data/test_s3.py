@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import re
+import socket
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -100,17 +101,22 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+def environment(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
+    """Of a client of that port, and of nothing else."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY_ID)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """Listening, and the environment of a client of it."""
     with Server() as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            monkeypatch.delenv(name)
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY_ID)
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        environment(monkeypatch, server.server_port)
         yield server
         server.stalled.set()
         server.shutdown()
@@ -190,6 +196,17 @@ def test_no_layer_multiplies_another(server: Server, fault: str, tmp_path: Path)
         asked[name] = len(server.seen)
     # aiohttp asks again at once, and only once, where a connection that it kept was closed.
     assert asked == dict.fromkeys(OPERATIONS, 2 if fault == "hangs up" else 1)
+
+
+def test_no_operation_waits_for_ever(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of a server that accepts connections and not even says "100 Continue"."""
+    (tmp_path / "file").write_bytes(BODY)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        environment(monkeypatch, listener.getsockname()[1])
+        fs = store(patience_s=0.0, timeout_s=0.3)
+        for operation in OPERATIONS.values():
+            with pytest.raises(ConnectionError, match="no answer from the object store"):
+                operation(fs, str(tmp_path / "file"))
 
 
 def test_nor_where_bodies_break_off(server: Server) -> None:
