@@ -51,6 +51,6 @@ def nearest(mask: UInt8[np.ndarray, "H W"], side: int) -> Bool[np.ndarray, "S S"
 
 @functools.lru_cache(maxsize=4096)
 def _nearest_indices(size: int, side: int) -> Int64[np.ndarray, " S"]:
-    # Torch's own choice, which rounds in float32: whole numbers up to the size go through it unchanged.
-    positions = torch.arange(size, dtype=torch.float64)[None, None]
+    # Torch's own choice: for uint8 it computes in float32 (and rounds), as for float32, but not for float64.
+    positions = torch.arange(size, dtype=torch.float32)[None, None]
     return F.interpolate(positions, size=side, mode="nearest")[0, 0].numpy().astype(np.int64)

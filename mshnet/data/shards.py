@@ -142,10 +142,18 @@ def _table(file: Any, rows: int, names: list[str]) -> pa.Table:
             options = pa.ipc.IpcReadOptions(included_fields=[schema.names.index(name) for name in names])
             table = pa.ipc.open_file(source, options=options).read_all()
         table.validate(full=True)  # that no offset points out of the file
-    except (pa.ArrowException, ValueError, KeyError) as error:
+    except (pa.ArrowException, ValueError, KeyError, OSError) as error:
+        if isinstance(error, OSError) and type(error) is not OSError:
+            raise  # not Arrow's: the file cannot be read at the moment
         raise DamagedShardError(f"expected an Arrow file with {', '.join(names)}, found another ({error})") from error
+    if not table.schema.equals(pa.schema([SCHEMA.field(name) for name in names])):
+        raise DamagedShardError(f"expected columns of other types, found {table.schema}")
     if table.num_rows != rows:
         raise DamagedShardError(f"expected {rows} rows, found {table.num_rows}")
+    for name in names:
+        values = pc.list_flatten(table[name]) if pa.types.is_list(table[name].type) else table[name]
+        if name != "ignore" and (values.null_count or table[name].null_count):
+            raise DamagedShardError(f"expected {name} in each row, found nulls")
     return table
 
 
@@ -154,7 +162,7 @@ def _spans(chunks: list[pa.Array], begin: int) -> Int64[np.ndarray, "n 2"]:
     spans = [np.empty((0, 2), dtype=np.int64)]
     for values in chunks:
         _, offsets, data = values.buffers()
-        ends = np.frombuffer(offsets, dtype=np.int32)[: len(values) + 1].astype(np.int64)
+        ends = np.frombuffer(offsets, dtype=np.int32, count=len(values) + 1).astype(np.int64)
         ends += data.address - begin if data else 0
         spans.append(np.stack([ends[:-1], ends[1:]], axis=1))
     return np.concatenate(spans)

@@ -123,7 +123,7 @@ class ImageStore:
 
     def contents(self) -> list[tuple[str, str, dict[int, int]]]:
         """(image id, subset, original pixels per class) of every image, in row order. Reads no pixels."""
-        with ThreadPoolExecutor(_REQUESTS if self._cache else 1) as pool:
+        with ThreadPoolExecutor(_REQUESTS) as pool:
             return [
                 (row["image_id"], row["subset"], dict(zip(row["class_ids"], row["pixels"], strict=True)))
                 for labels in pool.map(self._labels, range(len(self.manifest.shards)))

@@ -124,36 +124,6 @@ def test_ignored_pixels_on_request_only(sealed: Path, images: dict[str, Labelled
     assert store.mask(4, 0, with_ignore=True).sum() == 0  # a data set without an ignore label
 
 
-def test_a_shard_is_named_by_its_content(tmp_path: Path) -> None:
-    rows = [encode_row(name, "val", noise_image(seed), PNG_65) for seed, name in enumerate("xy")]
-    first, again = write_shard(rows, str(tmp_path / "1")), write_shard(rows, str(tmp_path / "2"))
-    assert first == again
-    data = (tmp_path / "1" / first.name).read_bytes()
-    assert (tmp_path / "2" / first.name).read_bytes() == data
-    digest = hashlib.sha256(data).hexdigest()
-    assert (first.sha256, first.name) == (digest, f"images-{digest[:16]}.arrow")
-    assert (first.size_bytes, first.rows) == (len(data), 2)
-    rows[1]["subset"] = "train"
-    changed = write_shard(rows, str(tmp_path / "1"))
-    assert changed.name != first.name
-    files = sorted(path.name for path in (tmp_path / "1").iterdir())
-    assert files == sorted([first.name, changed.name])  # nothing half-written is left beside them
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = tmp_path / "manifest.json"
-    write_atomically(str(target), b"old")
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_atomically(str(target), b"new")
-    assert target.read_bytes() == b"old"
-    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
-
-
 def test_pixels_stay_in_the_file(tmp_path: Path) -> None:
     labelled = {name: noise_image(seed) for seed, name in enumerate(NAMES)}
     big = write_store(str(tmp_path), labelled, ImageFormat(image_size_px=400, encoding="png"))
@@ -196,24 +166,6 @@ def test_any_uri(scheme: str, sealed: Path, tmp_path: Path) -> None:
     assert torch.equal(store.image(3), local.image(3))
     assert torch.equal(store.mask(3, 0, with_ignore=True), local.mask(3, 0, with_ignore=True))
     fs.rm(root, recursive=True)
-
-
-def test_plain_pyarrow_reads_a_shard(sealed: Path, images: dict[str, LabelledImage]) -> None:
-    """Other programs need no code of ours: column names, encoded pictures, one-bit masks."""
-    name = json.loads((sealed / MANIFEST).read_text())["shards"][0]["name"]
-    table = pa.ipc.open_file(pa.memory_map(str(sealed / name))).read_all()
-    assert table.schema == SCHEMA
-    assert table.num_rows == 3
-    row = table.to_pylist()[1]
-    expected = images["b"]
-    assert (row["image_id"], row["height"], row["width"]) == ("b", 51, 73)
-    assert row["class_ids"] == [0, 2]  # ascending, whatever order the reader gave
-    assert Image.open(io.BytesIO(row["image"])).size == (65, 65)
-    for class_id, png, pixels in zip(row["class_ids"], row["masks"], row["pixels"], strict=True):
-        mask = np.asarray(Image.open(io.BytesIO(png)))
-        np.testing.assert_array_equal(mask, expected.masks[class_id])  # lossless, original size
-        assert pixels == expected.masks[class_id].sum()
-    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(row["ignore"]))), expected.ignore)
 
 
 def test_what_a_real_reader_gives(voc_root: Path, tmp_path: Path) -> None:
