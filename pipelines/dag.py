@@ -151,15 +151,16 @@ def execute(targets: Sequence[Stage]) -> dict[str, Result]:
     from tqdm import tqdm
 
     planned = plan(targets)
-    task = ray.remote(_run)
+    task = ray.remote(num_returns=2, max_retries=3)(_run)
     refs: dict[str, Any] = {name: ray.put(dict(result)) for name, result in planned.done.items()}
     waiting: dict[Any, Stage] = {}
+    notes: dict[str, Any] = {}
     for stage in planned.pending:
         order = [refs[earlier.name] for earlier in stage.after if earlier.name in refs]
-        options = {"name": stage.name, "num_cpus": stage.cpus, "num_gpus": stage.gpus, "max_retries": 3}
-        refs[stage.name] = task.options(**options, scheduling_strategy=_strategy(stage.spread)).remote(
-            _Task.of(stage), order, *(refs[n.name] for n in stage.needs)
-        )
+        options = {"name": stage.name, "num_cpus": stage.cpus, "num_gpus": stage.gpus}
+        refs[stage.name], notes[stage.name] = task.options(
+            **options, scheduling_strategy=_strategy(stage.spread)
+        ).remote(_Task.of(stage), order, *(refs[n.name] for n in stage.needs))
         waiting[refs[stage.name]] = stage
     failures: dict[str, BaseException] = {}
     images = sum(stage.images for stage in waiting.values())
@@ -172,10 +173,12 @@ def execute(targets: Sequence[Stage]) -> dict[str, Result]:
             (ready,), _ = ray.wait(list(waiting), num_returns=1)
             stage = waiting.pop(ready)
             try:
-                result = ray.get(ready)
+                result, note = ray.get([ready, notes[stage.name]])
             except ray.exceptions.RayError as error:
                 failures[stage.name] = _cause(error)
             else:
+                if note:
+                    LOG.warning("%s: %s", stage.name, note)
                 if stage.images:
                     size_bytes += int(result["size_bytes"])
                     image_bar.set_postfix_str(f"{size_bytes / 1e6:.0f} MB written", refresh=False)
@@ -227,8 +230,11 @@ class _Task:
         return _Task(stage.name, stage.result, stage.run, stage.arguments, stage.holds, stage.exclusive, stage.scratch)
 
 
-def _run(task: _Task, order: list[Any], *needed: Result) -> Result:
-    """The task's body. References inside a list are not resolved by Ray, so a failed one only orders."""
+def _run(task: _Task, order: list[Any], *needed: Result) -> tuple[Result, str]:
+    """The task's body: the stage's result, and what the user should be told ("" mostly).
+
+    References inside a list are not resolved by Ray, so a failed one only orders.
+    """
     import ray
 
     if order:
@@ -236,29 +242,27 @@ def _run(task: _Task, order: list[Any], *needed: Result) -> Result:
     if task.holds:
         recorded = storage.read_json(task.result)
         if recorded is not None and task.holds(recorded):
-            return recorded
-    result = task.run(*task.arguments, *needed)
+            return recorded, ""
+    result, note = task.run(*task.arguments, *needed), ""
     if task.exclusive:
-        _write_once(task, result)
+        note = _write_once(task.result, result)
     else:
         storage.write_json(task.result, result)
     if task.scratch:
         storage.remove(task.scratch)
-    return result
+    return result, note
 
 
-def _write_once(task: _Task, result: Result) -> None:
-    if storage.create_json(task.result, result):
-        return
-    if storage.read_json(task.result) != json.loads(json.dumps(result)):
+def _write_once(uri: str, result: Result) -> str:
+    if storage.create_json(uri, result):
+        return ""
+    if storage.read_json(uri) != json.loads(json.dumps(result)):
         raise InputError(
-            f"{task.result!r} is there already and holds something else: another job wrote it first, or other versions "
+            f"{uri!r} is there already and holds something else: another job wrote it first, or other versions "
             "of the libraries encode otherwise; what is there was left alone. Use another --store, or python -m "
             "pipelines.preprocess --repair to replace it"
         )
-    LOG.warning(
-        "%s: %r was there first, written by another job, with the same contents; using it", task.name, task.result
-    )
+    return f"{uri!r} was there first, with the same contents (another job's, or from before a repair); using it"
 
 
 def _cause(error: BaseException) -> BaseException:
