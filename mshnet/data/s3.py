@@ -103,7 +103,7 @@ class ObjectStore(s3fs.S3FileSystem):  # type: ignore[misc]
                     answer["Body"] = _Body(await _read(answer["Body"]))
                 return answer
             except (OSError, BotoCoreError, ResponseParserError, aiohttp.ClientError) as error:
-                clear = _as_builtin(error, more)
+                clear = _as_builtin(error, more, self._s3.meta.endpoint_url if self._s3 else "an unknown address")
                 now, wait_s = time.monotonic(), min(0.1 * 2**failures, _LONGEST_WAIT_S)
                 # Aborting an upload follows on a failure that had its time.
                 give_up_at = give_up_at or now + (0 if method == "abort_multipart_upload" else self.patience_s)
@@ -191,7 +191,7 @@ def _is_transient(error: Exception) -> bool:
     return isinstance(error, _TRANSIENT_ERRORS) and not isinstance(error, SSLError)
 
 
-def _as_builtin(error: Exception, request: Mapping[str, Any]) -> Exception:
+def _as_builtin(error: Exception, request: Mapping[str, Any], endpoint: str) -> Exception:
     """The error with the place in its words and without botocore's signed request, which a pickle would carry on."""
     place = posixpath.join(request.get("Bucket", ""), request.get("Key", ""))
     status, code, words = _answer(error)
@@ -208,5 +208,5 @@ def _as_builtin(error: Exception, request: Mapping[str, Any]) -> Exception:
     if isinstance(error, _CREDENTIAL_ERRORS):
         return PermissionError(errno.EACCES, str(error), place)
     if isinstance(error, ParamValidationError):
-        return ValueError(str(error))
-    return ConnectionError(f"no answer from the object store: {error}")
+        return ValueError(" ".join(str(error).split()))
+    return ConnectionError(f"no answer from the object store at {endpoint}: {str(error) or 'too slow'}")

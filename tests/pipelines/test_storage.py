@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
+import pickle
+import socket
+import traceback
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mshnet.errors import InputError
 from pipelines import storage
+from tests.object_store import ObjectStore
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """An empty place, once of each kind."""
     if request.param == "local":
-        yield str(tmp_path)
+        yield str(tmp_path / "with space")
         return
-    uri = f"memory://{uuid.uuid4().hex}"
+    uri = f"memory://{uuid.uuid4().hex}" if request.param == "memory" else request.getfixturevalue("s3_folder") + "/ü x"
     yield uri
     storage.remove(uri)
 
@@ -90,6 +98,130 @@ def test_a_folder_is_removed_with_all_in_it_and_nothing_else(root: str) -> None:
     storage.remove(storage.join(root, "run"))
     assert not storage.exists(storage.join(root, "run"))
     assert storage.read_bytes(storage.join(root, "runner/c")) == b"x"
+
+
+def test_a_folder_is_listed_with_sizes(root: str) -> None:
+    assert storage.sizes(root) == {}
+    for name, size in (("a b.bin", 3), ("c", 0), ("deep/d", 5)):
+        storage.write_bytes(storage.join(root, name), b"x" * size)
+    assert storage.sizes(root) == {"a b.bin": 3, "c": 0}
+    assert storage.size_bytes(storage.join(root, "deep")) is None  # a folder is no file
+    storage.write_bytes(storage.join(root, "c"), b"new")
+    assert storage.sizes(root + "/")["c"] == 3
+
+
+def test_hash_of_a_file(root: str) -> None:
+    data = os.urandom(100_000)
+    uri = storage.join(root, "file.bin")
+    assert storage.sha256(uri) is None
+    storage.write_bytes(uri, data)
+    assert storage.sha256(uri) == hashlib.sha256(data).hexdigest()
+
+
+def test_json_is_created_once(root: str) -> None:
+    uri = storage.join(root, "manifest.json")
+
+    def create(number: int) -> bool:
+        return storage.create_json(uri, {"number": number})
+
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(create, range(8))) if not root.startswith("memory") else [create(i) for i in range(8)]
+    assert won.count(True) == 1
+    assert storage.read_json(uri) == {"number": won.index(True)}
+
+
+def test_a_place_that_can_be_written_to_is_left_as_it_was(root: str) -> None:
+    storage.check_writable(storage.join(root, "new"))
+    assert storage.sizes(storage.join(root, "new")) == {}
+
+
+def test_a_local_place_that_cannot_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for uri in (f"{tmp_path}/file", f"{tmp_path}/file/below", "/proc/mshnet", f"file://{tmp_path}/file"):
+        with pytest.raises(InputError, match=rf"expected a place to write to at '{uri}', found .*; give a folder"):
+            storage.check_writable(uri)
+    with pytest.raises(InputError, match="Protocol not known: s4"):
+        storage.check_writable("s4://bucket")
+
+
+@pytest.mark.usefixtures("s3_folder")
+def test_a_bucket_that_is_not_there() -> None:
+    with pytest.raises(InputError, match=r"'s3://no-such-bucket/store', found no such bucket; .*AWS_ENDPOINT_URL"):
+        storage.check_writable("s3://no-such-bucket/store")
+    with pytest.raises(FileNotFoundError, match="NoSuchBucket"):
+        storage.write_bytes("s3://no-such-bucket/store", b"")  # does not make it
+    with pytest.raises(InputError, match=r"found ValueError: .*Invalid bucket name"):
+        storage.check_writable("s3://a b/store")
+
+
+KEY_ID, SECRET = "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG"
+WRONG = {"AWS_ACCESS_KEY_ID": KEY_ID, "AWS_SECRET_ACCESS_KEY": SECRET}
+
+
+@pytest.mark.parametrize("trouble", ["key id", "secret", "none", "profile", "half"])
+def test_wrong_credentials_are_said_without_them(
+    trouble: str, s3_folder: str, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    import botocore.session
+
+    known = botocore.session.get_session().get_credentials()
+    caplog.set_level(logging.DEBUG, logger="mshnet")
+    caplog.set_level(logging.DEBUG, logger="pipelines")
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    tried = {
+        "key id": WRONG,
+        "secret": {**WRONG, "AWS_ACCESS_KEY_ID": known.access_key},
+        "none": {},
+        "profile": {"AWS_PROFILE": "nobody"},
+        "half": {"AWS_ACCESS_KEY_ID": KEY_ID},
+    }[trouble]
+    absent = {"AWS_SHARED_CREDENTIALS_FILE": "/absent", "AWS_CONFIG_FILE": "/absent", "AWS_EC2_METADATA_DISABLED": "1"}
+    for name, value in {**absent, **tried, "AWS_ENDPOINT_URL": object_store.endpoint}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=r"found no credentials that may write there.*set AWS_PROFILE") as caught:
+        storage.check_writable(s3_folder)
+    texts = ["".join(traceback.format_exception(caught.value)), caplog.text, str(pickle.dumps(caught.value))]
+    for secret in (KEY_ID, SECRET, known.access_key, known.secret_key):
+        assert not any(secret in text for text in texts)
+
+
+@pytest.mark.parametrize("trouble", ["refused", "silent"])
+def test_a_server_that_is_not_there_is_said_within_seconds(trouble: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # accepts, and says nothing
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        if trouble == "refused":
+            listener.close()
+        for name, value in {**WRONG, "AWS_ENDPOINT_URL": address}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(InputError, match=rf"no answer from the object store.*{address}.*correct AWS_ENDPOINT_URL"):
+            storage.check_writable("s3://mshnet/store")
+
+
+@pytest.mark.parametrize("root", ["local", "s3"], indirect=True)
+def test_ray_train_keeps_its_checkpoints_there(root: str, tmp_path: Path) -> None:
+    """What Ray Train does with its storage, by its own functions, with a file system that was sent to a worker."""
+    from ray.train.v2._internal.execution import storage as ray_storage
+
+    path, arrow = storage.for_arrow(root)
+    arrow = pickle.loads(pickle.dumps(arrow))
+    context = ray_storage.StorageContext(storage_path=path, experiment_dir_name="run", storage_filesystem=arrow)
+    run, made = context.experiment_fs_path, tmp_path / "made"
+    (made / "deep").mkdir(parents=True)
+    (made / "progress.json").write_text("{}")
+    (made / "deep" / "state.pt").write_bytes(os.urandom(20_000_000))  # more than one part
+    for name in ("checkpoint_1", "checkpoint_2"):
+        ray_storage._upload_to_fs_path(str(made), arrow, f"{run}/{name}")
+    assert storage.sizes(storage.join(root, "run", "checkpoint_1", "deep")) == {"state.pt": 20_000_000}
+    ray_storage.delete_fs_path(arrow, f"{run}/checkpoint_1")
+    assert not ray_storage._exists_at_fs_path(arrow, f"{run}/checkpoint_1")
+    found = [name for name in ray_storage._list_at_fs_path(arrow, run) if not name.startswith(".")]
+    assert found == ["checkpoint_2"]
+    ray_storage._download_from_fs_path(arrow, f"{run}/checkpoint_2", str(tmp_path / "back"))
+    assert (tmp_path / "back" / "progress.json").read_text() == "{}"
+    assert (tmp_path / "back" / "deep" / "state.pt").read_bytes() == (made / "deep" / "state.pt").read_bytes()
+    arrow.delete_dir_contents(f"{run}/checkpoint_2")
+    assert storage.sizes(storage.join(root, "run", "checkpoint_2")) == {}
 
 
 def test_arrow_writes_where_we_read(root: str) -> None:
