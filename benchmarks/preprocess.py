@@ -7,10 +7,10 @@
 
 Each run is the real command, `python -m pipelines.preprocess`, in a local Ray cluster of 2 or 1 workers, into a folder
 of its own below --store that is removed afterwards. The processes are watched from outside, by their titles:
-/proc/PID/smaps_rollup once a second, so peaks shorter than that are seen in the driver's resident size alone, of which
-the kernel keeps the highest. The loop is one process that does what a script would: pycocotools' index of the
-annotations, then for each image Pillow's open, resize and save, the union of annToMask per class, one JPEG and one PNG
-per class written to a local folder; sizes, JPEG quality and the masks' bit depth are the store's.
+/proc/PID/smaps_rollup once a second, the scan task ten times as often. Shorter peaks are seen in the driver's resident
+size alone, of which the kernel keeps the highest. The loop is one process that does what a script would: pycocotools'
+index of the annotations, then for each image Pillow's open, resize and save, the union of annToMask per class, one JPEG
+and one PNG per class written to a local folder; sizes, JPEG quality and the masks' bit depth are the store's.
 
 Takes about 12 minutes on two cores for 5,000 and 20,000 images. Results: docs/benchmarks/episode_store.md.
 """
@@ -96,7 +96,8 @@ class Watch(threading.Thread):
                 try:
                     kind = self._kind(process)
                     self.seen[kind] = (self.seen.get(kind, (now, now))[0], now)
-                    if measure and kind != "Ray itself":
+                    # The scan is over in seconds.
+                    if kind == "scan" or (measure and kind != "Ray itself"):
                         self._measure(process, kind)
                 except (psutil.Error, FileNotFoundError, ProcessLookupError):
                     continue  # it has just ended
