@@ -7,7 +7,7 @@
 
 Each run is the real command, `python -m pipelines.preprocess`, in a local Ray cluster of 2 or 1 workers, into a folder
 of its own below --store that is removed afterwards. The processes are watched from outside, by their titles:
-/proc/PID/smaps_rollup once a second, the scan task ten times as often. Shorter peaks are seen in the driver's resident
+/proc/PID/smaps_rollup once a second, the scan task five times as often. Shorter peaks are seen in the driver's resident
 size alone, of which the kernel keeps the highest. The loop is one process that does what a script would: pycocotools'
 index of the annotations, then for each image Pillow's open, resize and save, the union of annToMask per class, one JPEG
 and one PNG per class written to a local folder; sizes, JPEG quality and the masks' bit depth are the store's.
@@ -97,11 +97,11 @@ class Watch(threading.Thread):
                     kind = self._kind(process)
                     self.seen[kind] = (self.seen.get(kind, (now, now))[0], now)
                     # The scan is over in seconds.
-                    if kind == "scan" or (measure and kind != "Ray itself"):
+                    if kind == "scan" or (measure and kind in ("driver", "shard")):
                         self._measure(process, kind)
                 except (psutil.Error, FileNotFoundError, ProcessLookupError):
                     continue  # it has just ended
-            time.sleep(0.1)
+            time.sleep(0.2)
 
     def _tree(self) -> list[psutil.Process]:
         try:
@@ -113,10 +113,7 @@ class Watch(threading.Thread):
         if process.pid == self.process.pid:
             return "driver"
         title = " ".join(process.cmdline()[:1])
-        for start, kind in (("ray::scan", "scan"), ("ray::preprocess", "shard"), ("ray::", "other worker")):
-            if title.startswith(start):
-                return kind
-        return "Ray itself"
+        return "scan" if title.startswith("ray::scan") else "shard" if title.startswith("ray::preprocess") else "other"
 
     def _measure(self, process: psutil.Process, kind: str) -> None:
         memory = process.memory_full_info()
