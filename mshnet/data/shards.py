@@ -104,10 +104,11 @@ class ShardIndex:
     def __init__(self, data: mmap.mmap, rows: int) -> None:
         table = _table(data, rows, ["class_ids", "crc32", "image", "masks", "ignore"])
         begin = pa.py_buffer(data).address
-        self._crc32 = table["crc32"].to_numpy()
+        # Copies, so that no mapping is kept by its index.
+        self._crc32 = table["crc32"].to_numpy().copy()
         self._images, self._ignores = (_spans(table[name].chunks, begin) for name in ("image", "ignore"))
         self._masks = _spans([values.flatten() for values in table["masks"].chunks], begin)
-        self._class_ids = pc.list_flatten(table["class_ids"]).to_numpy()
+        self._class_ids = pc.list_flatten(table["class_ids"]).to_numpy().copy()
         self._first = np.concatenate([[0], np.cumsum(pc.list_value_length(table["class_ids"]).to_numpy())])
         if len(self._masks) != len(self._class_ids):
             raise DamagedShardError(f"expected {len(self._class_ids)} masks, found {len(self._masks)}")

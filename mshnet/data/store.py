@@ -143,8 +143,9 @@ class ImageStore:
             return
         self._end_of_reading_ahead()
         # The thread must not keep the store, whose end is the thread's end.
+        uri = self.uri
         shards = _in_order_of_use(self.manifest.shards, self._starts, rows)
-        stop = read_ahead(self._cache, ((shard, functools.partial(_fetch, self.uri, shard)) for shard in shards))
+        stop = read_ahead(self._cache, ((shard, functools.partial(_fetch, uri, shard)) for shard in shards))
         self._end_of_reading_ahead = weakref.finalize(self, stop.set)
 
     def image(self, row: int) -> UInt8[Tensor, "3 S S"]:

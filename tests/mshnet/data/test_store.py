@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import pickle
 from collections.abc import Callable
@@ -20,10 +19,10 @@ from PIL import Image
 from torch.nn import functional as F
 
 from mshnet.config import ImageFormat
-from mshnet.data.files import write_atomically
+from mshnet.data.cache import DIRECTORY
 from mshnet.data.pascal import VocSource
 from mshnet.data.source import LabelledImage
-from mshnet.data.store import MANIFEST, SCHEMA, ImageStore, encode_row, write_shard
+from mshnet.data.store import MANIFEST, ImageStore
 from mshnet.errors import DatasetNotFoundError, InputError
 from tests.mshnet.data.stored import PNG_65, noise_image, write_store
 
@@ -153,7 +152,8 @@ def test_a_pickled_store_opens_the_same_files(sealed: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["file", "memory"])
-def test_any_uri(scheme: str, sealed: Path, tmp_path: Path) -> None:
+def test_any_uri(scheme: str, sealed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DIRECTORY, str(tmp_path / "cache"))
     uri = f"file://{tmp_path}/store" if scheme == "file" else "memory://store-test/images"
     local = ImageStore(str(sealed))
     fs, root = fsspec.core.url_to_fs(uri)
@@ -247,6 +247,61 @@ def test_verify_finds_one_changed_byte(broken: Path) -> None:
         InputError, match=f"expected sha256 {shard.sha256[:12]}…, found {found[:12]}… in shard {shard.name} of"
     ):
         store.verify()
+
+
+def flip_a_pixel(path: Path, picture: int) -> bytes:
+    """Change a byte of a shard's n-th encoded picture or mask; gives the file as it was."""
+    data, at = path.read_bytes(), -1
+    for _ in range(picture):
+        at = data.index(b"\x89PNG\r\n", at + 1)
+    path.write_bytes(data[: at + 60] + bytes([data[at + 60] ^ 1]) + data[at + 61 :])
+    return data
+
+
+def test_a_flipped_bit_is_found_when_it_is_read(broken: Path, images: dict[str, LabelledImage]) -> None:
+    """Without a `verify` before it, and only where it is."""
+    shard = ImageStore(str(broken)).manifest.shards[0]
+    flip_a_pixel(broken / shard.name, 2)
+    store = ImageStore(str(broken))
+    message = f"expected crc32 .* in row 1, found .* in shard {shard.name} of the store '{broken}'; mend it .*--repair"
+    for read in (lambda: store.image(1), lambda: store.mask(1, 0)):
+        with pytest.raises(InputError, match=message):
+            read()
+    assert torch.equal(store.mask(2, 0), nearest(images["c"].masks[0], 65))
+    assert store.image(4).shape == (3, 65, 65)
+
+
+def test_a_store_that_is_mended_is_read_on(broken: Path) -> None:
+    shard = ImageStore(str(broken)).manifest.shards[0]
+    good = flip_a_pixel(broken / shard.name, 2)
+    store = ImageStore(str(broken))
+    with pytest.raises(InputError, match="in row 1"):
+        store.image(1)
+    (broken / "new").write_bytes(good)
+    (broken / "new").replace(broken / shard.name)
+    assert store.image(1).shape == (3, 65, 65)
+
+
+def test_a_shard_cut_off_while_it_is_read_kills_nobody(broken: Path) -> None:
+    """Reading a map beyond its file's end would be a bus error."""
+    store = ImageStore(str(broken))
+    shard = store.manifest.shards[0]
+    store.image(0)
+    with open(broken / shard.name, "r+b") as file:
+        file.truncate(100)
+    message = f"expected {shard.size_bytes} bytes, found 100 in shard {shard.name} of the store"
+    for read in (lambda: store.image(0), lambda: store.image(2), store.contents):
+        with pytest.raises(InputError, match=message):
+            read()
+
+
+def test_a_shard_that_goes_missing_is_named_when_it_is_needed(broken: Path) -> None:
+    store = ImageStore(str(broken))
+    shard = store.manifest.shards[1]
+    (broken / shard.name).unlink()
+    assert store.image(0).shape == (3, 65, 65)
+    with pytest.raises(InputError, match=f"expected {shard.size_bytes} bytes, found none in shard {shard.name}"):
+        store.image(3)
 
 
 def test_an_unknown_image_is_named(sealed: Path) -> None:
