@@ -67,6 +67,7 @@ def check(config: CrossValidationConfig) -> None:
             raise InputError(f"generated pictures are written to a local folder, got {config.source!r}; give a path")
         if not is_generated(config.source):
             write_voc(config.source)
+    storage.check_readable(config.source)
     open_source(config.dataset, config.source).check()
 
 

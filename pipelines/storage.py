@@ -145,19 +145,32 @@ def check_writable(uri: str) -> None:
         fs.pipe_file(path, b"x")
         fs.rm_file(path)
     except (OSError, ValueError) as error:
-        found, advice = _trouble(uri, error)
+        found, advice = _trouble(uri, error, "write to")
         raise InputError(f"expected a place to write to at {uri!r}, found {found}; {advice}") from error
 
 
-def _trouble(uri: str, error: Exception) -> tuple[str, str]:
+def check_readable(uri: str) -> None:
+    """Look whether the server of a URI answers and lets this user look there, before anything expensive.
+
+    Raises InputError within seconds where not. Whether there is anything is another question.
+    """
+    fs, path = filesystem(uri, quick=True)
+    try:
+        fs.isdir(path)
+    except (OSError, ValueError) as error:
+        found, advice = _trouble(uri, error, "read")
+        raise InputError(f"expected a place to read from at {uri!r}, found {found}; {advice}") from error
+
+
+def _trouble(uri: str, error: Exception, verb: str) -> tuple[str, str]:
     """What was found, in words, and what to do."""
     if not is_s3(uri):
-        return f"{type(error).__name__}: {error}", "give a folder that this user may write to"
+        return f"{type(error).__name__}: {error}", f"give a folder that this user may {verb}"
     if isinstance(error, FileNotFoundError):
         return "no such bucket", "correct its name, or make it; AWS_ENDPOINT_URL says at which server"
     if isinstance(error, PermissionError):
         return (
-            f"no credentials that may write there ({error})",
+            f"no credentials that may {verb} it ({error})",
             "set AWS_PROFILE (its files: AWS_CONFIG_FILE, AWS_SHARED_CREDENTIALS_FILE), or AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY",
         )

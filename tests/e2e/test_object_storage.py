@@ -198,7 +198,7 @@ WRONG = {"AWS_PROFILE": "", "AWS_ACCESS_KEY_ID": "WRONGKEYID", "AWS_SECRET_ACCES
 
 @pytest.mark.parametrize(
     ("change", "expected"),
-    [(WRONG, "credentials that may write"), ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "AWS_ENDPOINT_URL")],
+    [(WRONG, "no credentials that may write to it"), ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "AWS_ENDPOINT_URL")],
     ids=["wrong-credentials", "no-server"],
 )
 def test_an_unusable_store_is_named_before_anything_starts(

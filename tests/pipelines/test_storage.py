@@ -179,8 +179,10 @@ def test_wrong_credentials_are_said_without_them(
     absent = {"AWS_SHARED_CREDENTIALS_FILE": "/absent", "AWS_CONFIG_FILE": "/absent", "AWS_EC2_METADATA_DISABLED": "1"}
     for name, value in {**absent, **tried, "AWS_ENDPOINT_URL": object_store.endpoint}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match=r"found no credentials that may write there.*set AWS_PROFILE") as caught:
+    with pytest.raises(InputError, match=r"found no credentials that may write to it.*set AWS_PROFILE") as caught:
         storage.check_writable(s3_folder)
+    with pytest.raises(InputError, match=r"found no credentials that may read it.*set AWS_PROFILE"):
+        storage.check_readable(s3_folder)
     texts = ["".join(traceback.format_exception(caught.value)), caplog.text, str(pickle.dumps(caught.value))]
     for secret in (KEY_ID, SECRET, known.access_key, known.secret_key):
         assert not any(secret in text for text in texts)
@@ -196,6 +198,8 @@ def test_a_server_that_is_not_there_is_said_within_seconds(trouble: str, monkeyp
             monkeypatch.setenv(name, value)
         with pytest.raises(InputError, match=rf"no answer from the object store.*{address}.*correct AWS_ENDPOINT_URL"):
             storage.check_writable("s3://mshnet/store")
+        with pytest.raises(InputError, match="start the server, or correct AWS_ENDPOINT_URL"):
+            storage.check_readable("s3://mshnet/store")
 
 
 @pytest.mark.parametrize("root", ["local", "s3"], indirect=True)

@@ -57,7 +57,7 @@ def test_object_storage_reads_the_same(dataset: str, voc_root: Path, coco_root: 
     here, there = open_source(dataset, str(local)), open_source(dataset, f"memory://{dataset}-bucket")
     assert list(there.records()) == list(here.records())
     assert there.fingerprint() == here.fingerprint()
-    record = list(here.records())[0]
+    record = next(iter(here.records()))
     mine, theirs = here.load(record), there.load(record)
     assert np.array_equal(mine.image, theirs.image)
     assert all(np.array_equal(mine.masks[c], theirs.masks[c]) for c in mine.masks | theirs.masks)
@@ -78,7 +78,7 @@ def test_a_truncated_jpeg_is_named(dataset: str, voc_root: Path, coco_root: Path
 def test_a_text_file_instead_of_a_jpeg_is_named(dataset: str, voc_root: Path, coco_root: Path, copy_of: Copy) -> None:
     root = copy_of(voc_root if dataset == "shapes" else coco_root)
     source = open_source(dataset, str(root))
-    record = list(source.records())[0]
+    record = next(iter(source.records()))
     (root / record.image_path).write_text("<html>404</html>")
     with pytest.raises(InputError, match=rf"cannot decode '{record.image_path}'.*\(16 bytes\)"):
         source.load(record)
@@ -97,6 +97,6 @@ def test_the_fingerprint_follows_content_not_place(
     listed.write_text(listed.read_text() + "\n")
     changed = open_source(dataset, str(root)).fingerprint()
     assert changed != before
-    image = root / list(open_source(dataset, str(root)).records())[0].image_path
+    image = root / next(iter(open_source(dataset, str(root)).records())).image_path
     image.write_bytes(image.read_bytes() + b"\0")
     assert open_source(dataset, str(root)).fingerprint() not in (before, changed)
