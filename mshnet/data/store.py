@@ -64,6 +64,7 @@ class ImageStore:
         self._begin()
 
     def _begin(self) -> None:
+        self._side = self.manifest.format.image_size_px
         self._starts = [0, *itertools.accumulate(shard.rows for shard in self.manifest.shards)]
         self._cache = None if is_local(self.uri) else NodeCache.from_environment()
         self._maps: dict[int, mmap.mmap] = {}  # of a local store
@@ -157,7 +158,14 @@ class ImageStore:
 
         With `with_ignore`, 255 where the data set says so. An image without the class gives zeros.
         """
-        return decode.mask(self._read(row), class_id, self.manifest.format.image_size_px, with_ignore)
+        return decode.mask(self._read(row), class_id, self._side, with_ignore)
+
+    def pixels(
+        self, row: int, class_id: int, with_ignore: bool = False
+    ) -> tuple[UInt8[Tensor, "3 S S"], UInt8[Tensor, "S S"]]:
+        """`image` and `mask` of a row that is read once."""
+        encoded = self._read(row)
+        return decode.picture(encoded), decode.mask(encoded, class_id, self._side, with_ignore)
 
     def _locate(self, row: int) -> tuple[int, int]:
         if not 0 <= row < len(self):
