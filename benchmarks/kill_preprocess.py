@@ -36,6 +36,7 @@ import tyro
 from tqdm import tqdm
 
 from mshnet.data.filesystem import filesystem
+from pipelines.storage import absolute
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PHASES = ("before the scan", "scan", "shards", "seal", "after the seal")
@@ -274,7 +275,7 @@ def main() -> int:
     """Run the rounds and print the table. 0: no store differs and every job went on by itself where it had to."""
     arguments = tyro.cli(Arguments, description=__doc__)
     scratch = Path(tempfile.mkdtemp(prefix="mshnet-kill-"))
-    below = f"{arguments.store.rstrip('/') or scratch}/kill-{uuid.uuid4().hex[:8]}"
+    below = f"{absolute(arguments.store).rstrip('/') or scratch}/kill-{uuid.uuid4().hex[:8]}"
     fs, path = filesystem(below)
     try:
         return _rounds(arguments, scratch / "source", below)

@@ -36,6 +36,7 @@ import psutil
 import tyro
 
 from mshnet.data.filesystem import filesystem
+from pipelines.storage import absolute
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SUBSETS = ("train", "val")
@@ -137,7 +138,7 @@ def _highest_resident(pid: int) -> int:
 def command(source: Path, store: str, images_per_shard: int, workers: int) -> Run:
     """Run the real command and watch it."""
     line = [
-        sys.executable, "-m", "pipelines.preprocess", "--dataset", "coco", "--source", str(source),
+        sys.executable, "-m", "pipelines.preprocess", "--dataset", "coco", "--source", str(source.resolve()),
         "--store", store, "--images-per-shard", str(images_per_shard),
     ]  # fmt: skip
     environment = os.environ | {"RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": workers}), "RAY_USAGE_STATS_ENABLED": "0"}
@@ -323,7 +324,7 @@ def _measure(arguments: Arguments, scratch: Path) -> None:
         plain.append(loop(arguments.small))
         print(f"plain loop: {plain[-1].seconds:.1f} s", file=sys.stderr, flush=True)
         for number, (label, (source, workers)) in enumerate(plan.items()):
-            store = f"{arguments.store.rstrip('/') or scratch}/preprocess-{os.getpid()}-{repetition}-{number}"
+            store = f"{absolute(arguments.store).rstrip('/') or scratch}/preprocess-{os.getpid()}-{repetition}-{number}"
             try:
                 # As few images in as many processes: the tiny set has two shards too.
                 per_shard = -(-arguments.startup_images // 2) if source == tiny else arguments.images_per_shard

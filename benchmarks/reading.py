@@ -30,6 +30,7 @@ Takes about 25 minutes on two cores. Results: docs/benchmarks/episode_store.md.
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -139,7 +140,8 @@ def draw(store: ImageStore, shot: int, seed: int) -> tuple[Episode[int], ...]:
 
 def prepare(arguments: Arguments, data: DataSet) -> tuple[Path, Path]:
     """Generate and preprocess what is not there yet; gives the source and the folder of its image store."""
-    source, stores = arguments.work / f"{data}_source", arguments.work / f"{data}_store"
+    work = arguments.work.resolve()
+    source, stores = work / f"{data}_source", work / f"{data}_store"
     out = ["--out", str(source), "--images", str(arguments.images if data == "coco" else arguments.voc_images)]
     generator = {
         "coco": [sys.executable, str(REPOSITORY / "benchmarks" / "coco_scale.py"), *out],
@@ -148,9 +150,8 @@ def prepare(arguments: Arguments, data: DataSet) -> tuple[Path, Path]:
     subprocess.run(generator, check=True, stdout=sys.stderr)
     line = [sys.executable, "-m", "pipelines.preprocess", "--dataset", "coco" if data == "coco" else "pascal"]
     line += ["--source", str(source), "--store", str(stores), "--images-per-shard", "500"]
-    subprocess.run(line, check=True, stdout=sys.stderr, cwd=REPOSITORY)
-    (manifest,) = stores.glob("images/*/manifest.json")
-    return source.resolve(), manifest.parent.resolve()
+    done = subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    return source, Path(json.loads(done.stdout.splitlines()[-1])["store"])
 
 
 def upload(local: Path, remote: str) -> None:
@@ -167,7 +168,8 @@ def measure_all(arguments: Arguments, data: DataSet) -> dict[tuple[int, Where, s
     source, images = prepare(arguments, data)
     store = ImageStore(str(images))
     drawn = {shot: draw(store, shot, arguments.seed) for shot in arguments.shots}
-    samples = arguments.work.resolve() / f"{data}_samples-{arguments.seed}-{'-'.join(map(str, arguments.shots))}"
+    shots = "-".join(map(str, arguments.shots))
+    samples = arguments.work.resolve() / f"{data}_samples" / f"{images.name}-{arguments.seed}-{shots}"
     names = [*CONTENDERS] if data == "coco" else ["ours", "plain files, as published"]
     if data == "coco":
         write_samples(samples, images, drawn)
