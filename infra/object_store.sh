@@ -45,6 +45,7 @@ free_port() {
 capacity_gib() {
     local free gib
     free=$(($(df --output=avail -B1 "$DIR" | tail -1) * 9 / 10 >> 30))
+    ((free >= 1)) || fail "the disk of '$DIR' has less than 1 GiB to give; set OBJECT_STORE_DIR to a folder on another"
     gib=${OBJECT_STORE_GIB:-$((free < 64 ? free : 64))}
     [[ "$gib" =~ ^[1-9][0-9]*$ ]] || fail "OBJECT_STORE_GIB must be a whole number from 1, got '$gib'"
     ((gib <= free)) || fail "OBJECT_STORE_GIB is $gib, but the disk of '$DIR' has only $free GiB to give"
