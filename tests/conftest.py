@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,13 +30,8 @@ def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[server.Ob
     """A real S3 server, one for the whole session. A test that stops or kills it starts it again before its end."""
     if not server.installed():
         pytest.skip(server.ABSENT)
-    store = server.ObjectStore(tmp_path_factory.mktemp("object_store"), server.free_port())
-    try:
-        store.start()
+    with server.running_in(tmp_path_factory.mktemp("object_store")) as store:
         yield store
-    finally:
-        store.stop()
-        shutil.rmtree(store.folder)
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ import shutil
 import signal
 import socket
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -103,3 +105,22 @@ class ObjectStore:
         for process in killed:
             process.send_signal(signal.SIGKILL)
         psutil.wait_procs(killed, timeout=30)
+
+
+@contextmanager
+def running_in(folder: Path) -> Iterator[ObjectStore]:
+    """A server in an empty folder. At the end, also when this process is killed, it is ended and its folder removed."""
+    store = ObjectStore(folder, free_port())
+    # It waits for the end of its input, which the kernel closes whatever becomes of this process.
+    keeper = subprocess.Popen(
+        ["bash", "-c", f'cat; "{SCRIPT}" stop && rm -rf "$OBJECT_STORE_DIR"'],
+        stdin=subprocess.PIPE,
+        env=store._variables,
+        start_new_session=True,
+    )
+    try:
+        store.start()
+        yield store
+    finally:
+        keeper.communicate(timeout=120)
+    assert keeper.returncode == 0

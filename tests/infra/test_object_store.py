@@ -5,6 +5,8 @@ from __future__ import annotations
 import configparser
 import signal
 import stat
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ from tests.object_store import ABSENT, DAEMONS, ObjectStore, free_port, installe
 
 pytestmark = pytest.mark.skipif(not installed(), reason=ABSENT)
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 BODY = b"what was put must be what is got" * 1000
 
 
@@ -221,6 +224,19 @@ def test_a_second_server_beside_the_first_in_a_long_folder(
     assert second.run("start", OBJECT_STORE_PORT=str(moved), OBJECT_STORE_GIB="1").returncode == 0
     at_new_port = client(ObjectStore(second.folder, moved))
     assert at_new_port.get_object(Bucket="mshnet", Key="who")["Body"].read() == b"second"
+
+
+def test_the_server_of_tests_that_were_killed_ends_too(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    script = "import sys\nfrom tests.object_store import *\nwith running_in(Path(sys.argv[1])):\n    print(flush=True)\n    input()"
+    with psutil.Popen(
+        [sys.executable, "-c", script, str(folder)], cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as tests:
+        assert tests.stdout.readline() == b"\n"
+        daemons = [psutil.Process(pid) for pid in pids(ObjectStore(folder, 0))]
+        assert len(daemons) == 3
+        tests.kill()
+    assert psutil.wait_procs(daemons, timeout=60)[1] == []
 
 
 @pytest.mark.parametrize(
