@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import pickle
 import posixpath
 import shutil
 import threading
@@ -299,6 +300,24 @@ def test_loader_processes_share_the_cache_of_a_small_disk(
             assert torch.equal(getattr(batch, name), getattr(expected[i], name))
     assert cached(cache) <= {shard.sha256 for shard in local.manifest.shards}
     assert sum(path.stat().st_size for path in cache.iterdir()) <= limit
+
+
+def test_opening_takes_two_requests_and_loads_nothing(
+    images: Mapping[str, LabelledImage],
+    cache: Path,
+    object_store: ObjectStore,
+    s3_folder: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The manifest, and one listing, however many shards there are."""
+    write_store(f"{s3_folder}/images", images, images_per_shard=1)
+    with FaultProxy(object_store.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        store = ImageStore(f"{s3_folder}/images")
+        assert (len(store.manifest.shards), proxy.counts["requests"]) == (12, 2)
+        assert len(pickle.loads(pickle.dumps(store))) == 12
+        assert proxy.counts["requests"] == 2
+    assert cached(cache) == set()
 
 
 def test_one_request_in_five_fails(
