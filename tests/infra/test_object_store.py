@@ -228,7 +228,8 @@ def test_a_second_server_beside_the_first_in_a_long_folder(
 
 def test_the_server_of_tests_that_were_killed_ends_too(tmp_path: Path) -> None:
     folder = tmp_path / "store"
-    script = "import sys\nfrom tests.object_store import *\nwith running_in(Path(sys.argv[1])):\n    print(flush=True)\n    input()"
+    block = "with running_in(Path(sys.argv[1])):\n    print(flush=True)\n    input()"
+    script = f"import sys\nfrom tests.object_store import Path, running_in\n{block}"
     with psutil.Popen(
         [sys.executable, "-c", script, str(folder)], cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as tests:
