@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO
 
 from mshnet.data.manifest import Shard
-from mshnet.data.shards import DamagedShardError
+from mshnet.data.shards import DamagedShardError, map_shard
 from mshnet.errors import InputError
 
 DIRECTORY, LIMIT = "MSHNET_CACHE_DIR", "MSHNET_CACHE_GIB"
@@ -58,7 +58,8 @@ class NodeCache:
     def from_environment() -> NodeCache:
         """The node's cache: MSHNET_CACHE_DIR (else a folder of the user's below the temporary one), MSHNET_CACHE_GIB.
 
-        Raises InputError for a limit that is no positive number, and for a default folder that is another user's.
+        Raises InputError for a limit that is no positive number, and for a folder that cannot be made or, by default,
+        is another user's.
         """
         given = os.environ.get(LIMIT, str(DEFAULT_GIB))
         try:
@@ -67,16 +68,15 @@ class NodeCache:
             limit_gib = 0.0
         if not 0 < limit_gib < float("inf"):
             raise InputError(f"{LIMIT} must be a positive number of GiB, got {given!r}")
-        folder = os.environ.get(DIRECTORY, "")
-        if folder:
-            return NodeCache(folder, int(limit_gib * 2**30))
-        cache = NodeCache(Path(tempfile.gettempdir()) / f"mshnet-cache-{os.getuid()}", int(limit_gib * 2**30))
+        folder = os.environ.get(DIRECTORY) or Path(tempfile.gettempdir(), f"mshnet-cache-{os.getuid()}")
+        try:
+            cache = NodeCache(folder, int(limit_gib * 2**30))
+        except OSError as error:
+            raise InputError(f"cannot make the cache's folder ({error}); set {DIRECTORY} to another") from error
         found = cache.folder.lstat()
         # Anybody may make folders below the temporary one.
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-            raise InputError(
-                f"expected {str(cache.folder)!r} to be a folder of yours, found another's; set {DIRECTORY}"
-            )
+        if not os.environ.get(DIRECTORY) and (not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid()):
+            raise InputError(f"expected {str(folder)!r} to be a folder of yours, found another's; set {DIRECTORY}")
         return cache
 
     def map(self, shard: Shard, fetch: Fetch) -> mmap.mmap:
@@ -133,8 +133,7 @@ class NodeCache:
                     return data
                 self._make_room()
                 self._arrive(shard, fetch, part, lock)
-                with open(part, "rb") as file:
-                    data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                data = map_shard(str(part), shard)
                 part.rename(self._path(shard))
                 return data
             except BaseException:

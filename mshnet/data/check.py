@@ -16,7 +16,7 @@ import numpy as np
 from mshnet.data import decode
 from mshnet.data.filesystem import filesystem, is_local
 from mshnet.data.manifest import Manifest, Shard
-from mshnet.data.shards import DamagedShardError, ShardIndex, read_labels
+from mshnet.data.shards import DamagedShardError, ShardIndex, map_shard, read_labels
 
 MOST_PROBLEMS = 10
 """Named of one shard; a damaged one may have thousands."""
@@ -46,11 +46,11 @@ def check_shard(uri: str, manifest: Manifest, shard: Shard) -> ShardCheck:
         if not is_local(uri):
             local = f"/dev/fd/{temporary.fileno()}"
             fs.get_file(path, local)
-        with open(local, "rb") as file:
-            size = file.seek(0, 2)
-            if size != shard.size_bytes:
-                return ShardCheck((f"expected {shard.size_bytes} bytes, found {size}",))
-            return _check(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), manifest, shard)
+        try:
+            data = map_shard(local, shard)
+        except DamagedShardError as error:
+            return ShardCheck((str(error),))
+        return _check(data, manifest, shard)
 
 
 def _check(data: mmap.mmap, manifest: Manifest, shard: Shard) -> ShardCheck:

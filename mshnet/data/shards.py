@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import mmap
+import os
 import posixpath
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -82,6 +83,15 @@ class EncodedRow:
     """By class id."""
     ignore: bytes
     """Empty where the data set has no such label."""
+
+
+def map_shard(path: str, shard: Shard) -> mmap.mmap:
+    """A local shard in memory. Raises DamagedShardError where it has another size."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size != shard.size_bytes:
+            raise DamagedShardError(f"expected {shard.size_bytes} bytes, found {size}")
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def read_labels(file: Any, rows: int) -> list[dict[str, Any]]:

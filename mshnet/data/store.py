@@ -26,7 +26,7 @@ from mshnet.data.filesystem import filesystem, is_local
 from mshnet.data.manifest import MANIFEST, Manifest, Shard
 from mshnet.data.read_ahead import read_ahead
 from mshnet.data.rows import SCHEMA, encode_row
-from mshnet.data.shards import DamagedShardError, EncodedRow, ShardIndex, read_labels, write_shard
+from mshnet.data.shards import DamagedShardError, EncodedRow, ShardIndex, map_shard, read_labels, write_shard
 from mshnet.errors import DatasetNotFoundError, InputError
 
 __all__ = ["MANIFEST", "SCHEMA", "ImageStore", "Manifest", "Shard", "encode_row", "write_shard"]
@@ -175,15 +175,21 @@ class ImageStore:
 
     def _read(self, row: int) -> EncodedRow:
         number, i = self._locate(row)
+        shard = self.manifest.shards[number]
 
         def read() -> EncodedRow:
-            data = self._map(number)
-            # Two threads that come here at once both make one, and one is dropped: that needs no lock.
-            if number not in self._indices:
-                self._indices[number] = ShardIndex(data, self.manifest.shards[number].rows)
-            return self._indices[number].read(data, i)
+            data, index = self._map(number), self._indices.get(number)
+            if index is None:  # two threads that come here at once both make one: that needs no lock
+                index = self._indices[number] = ShardIndex(data, shard.rows)
+            return index.read(data, i)
 
-        return self._twice(number, read)
+        def forget() -> None:
+            self._maps.pop(number, None)
+            self._indices.pop(number, None)
+            if self._cache is not None:
+                self._cache.drop(shard)
+
+        return self._twice(shard, read, forget)
 
     def _labels(self, number: int) -> list[dict[str, Any]]:
         shard = self.manifest.shards[number]
@@ -196,34 +202,29 @@ class ImageStore:
             with fs.open(path, "rb", block_size=2**16, cache_type="blockcache") as file:
                 return read_labels(file, shard.rows)
 
-        return self._twice(number, read)
+        return self._twice(shard, read, lambda: self._maps.pop(number, None))
 
-    def _twice(self, number: int, read: Callable[[], T]) -> T:
+    def _twice(self, shard: Shard, read: Callable[[], T], forget: Callable[[], object]) -> T:
         """What is damaged or missing may be so in this copy only, or may have been mended since it was opened."""
-        shard = self.manifest.shards[number]
-        for again in (True, False):
-            try:
-                return read()
-            except (DamagedShardError, FileNotFoundError) as error:
-                if not again:
-                    missing = isinstance(error, FileNotFoundError)
-                    problem = f"expected {shard.size_bytes} bytes, found none" if missing else str(error)
-                    raise self._damaged(shard, problem) from error
-            self._maps.pop(number, None)
-            self._indices.pop(number, None)
-            if self._cache is not None:
-                self._cache.drop(shard)
-        raise AssertionError
+        try:
+            return read()
+        except (DamagedShardError, FileNotFoundError):
+            forget()
+        try:
+            return read()
+        except DamagedShardError as error:
+            raise self._damaged(shard, str(error)) from error
+        except FileNotFoundError as error:
+            raise self._damaged(shard, f"expected {shard.size_bytes} bytes, found none") from error
 
     def _map(self, number: int) -> mmap.mmap:
         shard = self.manifest.shards[number]
         if self._cache is not None:
             # Not kept: what is evicted must not go on filling the disk.
             return self._cache.map(shard, functools.partial(_fetch, self.uri, shard))
-        if number not in self._maps:
-            with open(filesystem(posixpath.join(self.uri, shard.name))[1], "rb") as file:
-                self._maps[number] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        data = self._maps[number]
+        data = self._maps.get(number)
+        if data is None:
+            data = self._maps[number] = map_shard(filesystem(posixpath.join(self.uri, shard.name))[1], shard)
         if data.size() != shard.size_bytes:  # reading on would kill the process
             raise DamagedShardError(f"expected {shard.size_bytes} bytes, found {data.size()}")
         return data

@@ -384,6 +384,10 @@ def test_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     cache.folder.symlink_to(tmp_path)  # laid there by somebody else
     with pytest.raises(InputError, match=f"to be a folder of yours, found another's; set {DIRECTORY}"):
         NodeCache.from_environment()
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv(DIRECTORY, str(tmp_path / "file" / "cache"))
+    with pytest.raises(InputError, match=f"cannot make the cache's folder .*Not a directory.*; set {DIRECTORY}"):
+        NodeCache.from_environment()
     monkeypatch.setenv(DIRECTORY, str(tmp_path / "mine"))
     monkeypatch.setenv(LIMIT, "0.5")
     cache = NodeCache.from_environment()

@@ -217,12 +217,15 @@ def test_a_damaged_copy_is_mended(
     assert copy.read_bytes() == data
 
 
-def test_damaged_labels_are_refused(remote: ImageStore) -> None:
+def test_damaged_labels_are_refused(remote: ImageStore, local: ImageStore, fetched: list[str]) -> None:
     """Lists are read apart from the pixels, so they have a checksum of their own."""
+    remote.image(8)
     name = damage(remote, 2, lambda data: data.replace(b"060708", b"060908"))  # the ids, one after the other
     for read in (remote.contents, lambda: remote.image_id(7)):
         with pytest.raises(InputError, match=rf"expected crc32 .* in row 1, found .* in shard {name} of the store"):
             read()
+    assert_same(remote, local, range(6, 9))  # a good copy of the pixels is not thrown away for it
+    assert len(fetched) == 1
 
 
 def test_reading_ahead_fetches_in_order_of_use(remote: ImageStore, local: ImageStore, fetched: list[str]) -> None:
