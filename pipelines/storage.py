@@ -168,6 +168,8 @@ def _trouble(uri: str, error: Exception, verb: str) -> tuple[str, str]:
         return f"{type(error).__name__}: {error}", f"give a folder that this user may {verb}"
     if isinstance(error, FileNotFoundError):
         return "no such bucket", "correct its name, or make it; AWS_ENDPOINT_URL says at which server"
+    if "QuotaExceeded" in str(error):  # a 403 like a wrong key
+        return f"no room left there ({error})", "delete something, or raise the bucket's or the account's quota"
     if isinstance(error, PermissionError):
         return (
             f"no credentials that may {verb} it ({error})",
