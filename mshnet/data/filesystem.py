@@ -56,7 +56,7 @@ def _object_store(process: int, environment: tuple[tuple[str, str], ...], quick:
         from mshnet.data.s3 import ObjectStore
     except ImportError as error:
         raise InputError(f"expected s3fs to be installed for s3:// URIs ({error}); pip install s3fs") from error
-    limits = {"patience_s": 5.0, "timeout_s": 5.0} if quick else {}
+    limits = {"patience_s": 3.0, "timeout_s": 5.0} if quick else {}
     return ObjectStore(**limits, skip_instance_cache=True)
 
 

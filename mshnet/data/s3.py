@@ -122,10 +122,13 @@ class ObjectStore(s3fs.S3FileSystem):  # type: ignore[misc]
 
     mkdir = sync_wrapper(_mkdir)
 
-    async def _cat_file(self, path: str, version_id: str | None = None, **limits: Any) -> bytes:
+    async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
         # One request; s3fs would ask for the size first.
-        data: bytes = await super()._cat_file(path, version_id, **(limits | {"max_concurrency": 1}))
-        return data
+        bucket, key, _version = self.split_path(path)
+        whole = start is None and end is None
+        limits = {} if whole else {"Range": await self._process_limits(path, start, end)}
+        answer = await self._call_s3("get_object", Bucket=bucket, Key=key, **limits)
+        return bytes(await answer["Body"].read())
 
     async def _put_file(self, lpath: str, rpath: str, **options: Any) -> None:
         # In parts read from disk, at most CHUNKS_AT_ONCE of them in memory.

@@ -201,3 +201,13 @@ def test_a_forked_process_has_its_own_connection(s3_folder: str) -> None:
     assert done == (child, 0)
     fs, path = filesystem(f"{s3_folder}/file")
     assert fs.cat_file(path) == b"data"
+
+
+def test_pieces_of_a_file(s3_folder: str) -> None:
+    write_atomically(f"{s3_folder}/file", b"0123456789")
+    fs, path = filesystem(f"{s3_folder}/file")
+    assert fs.cat_file(path, start=2, end=5) == b"234"
+    assert fs.cat_file(path, start=-3) == b"789"
+    assert fs.cat_file(path, end=-8) == b"01"
+    assert fs.cat_ranges([path, path], [0, 4], [1, 6]) == [b"0", b"45"]
+    assert fs.cat([path]) == {path: b"0123456789"}
