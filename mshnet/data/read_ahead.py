@@ -39,5 +39,5 @@ def _run(cache: NodeCache, shards: Iterable[tuple[Shard, Fetch]], stop: threadin
                 waiting.append((shard, fetch))
         while waiting and not stop.wait(_RETRY_S):
             waiting = [(shard, fetch) for shard, fetch in waiting if not cache.fetch_ahead(shard, fetch)]
-    except (OSError, DamagedShardError, InputError) as error:
+    except (OSError, DamagedShardError, InputError, RuntimeError) as error:  # the last where the process is ending
         _log.debug("reading ahead ends: %s", error)

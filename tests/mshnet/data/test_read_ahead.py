@@ -85,7 +85,7 @@ def test_what_another_fetches_is_passed_over_and_looked_at_again(tmp_path: Path)
     assert (tmp_path / shards[0][0].sha256).read_bytes() == shards[0][1]
 
 
-@pytest.mark.parametrize("error", [ConnectionError("does not answer"), OSError(28, "No space left on device")])
+@pytest.mark.parametrize("error", [ConnectionError("does not answer"), OSError(28, "full"), RuntimeError("ends")])
 def test_what_fails_ends_it_quietly(error: Exception, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def fails(local_path: str) -> None:
         raise error
