@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from mshnet.data.episodes import Episode
 from mshnet.data.store import ImageStore
@@ -80,14 +80,20 @@ class EpisodeDataset(Dataset[EpisodeBatch]):
 def join(batches: Sequence[EpisodeBatch]) -> EpisodeBatch:
     """One batch of many."""
     return EpisodeBatch(
-        query_images=torch.cat([b.query_images for b in batches]),
-        query_masks=torch.cat([b.query_masks for b in batches]),
-        support_images=torch.cat([b.support_images for b in batches]),
-        support_masks=torch.cat([b.support_masks for b in batches]),
+        query_images=_joined([b.query_images for b in batches]),
+        query_masks=_joined([b.query_masks for b in batches]),
+        support_images=_joined([b.support_images for b in batches]),
+        support_masks=_joined([b.support_masks for b in batches]),
         query_rows=tuple(row for b in batches for row in b.query_rows),
         support_rows=tuple(rows for b in batches for rows in b.support_rows),
         class_ids=tuple(c for b in batches for c in b.class_ids),
     )
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    # In a loader process torch's own function puts the batch where the other process reads it, without a copy more.
+    joined: Tensor = default_collate([episode for part in parts for episode in part])
+    return joined
 
 
 def load_batches(
