@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mshnet.data import decode
 from mshnet.data.batches import EpisodeBatch
 from mshnet.data.episodes import Episode
 from mshnet.data.filesystem import filesystem, is_local
-from mshnet.data.shards import EncodedRow
+from mshnet.data.store import decode
+from mshnet.data.store.shards import EncodedRow
 
 SIDE_PX = 473
 SHARD_BYTES = 64 * 2**20

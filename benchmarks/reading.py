@@ -21,9 +21,9 @@ batches of 4, in 2 loader processes, from files that are in the page cache:
   which they are read: what these formats are made for. Shards of 64 MiB; only the masks that an episode needs.
 - bare decoding: as many processes decode the same bytes from a list, and hand nothing on.
 
-All but the plain files decode with the same functions, `mshnet.data.decode`, and end in the same batch type. The clock
-starts when every loader process is up and ends with the last batch. Cold: the local cache is empty (the server's files
-are in the page cache too); webdataset streams from S3 by a handler that reads with s3fs as we do. Warm: what was
+All but the plain files decode with the same functions, `mshnet.data.store.decode`, and end in the same batch type. The
+clock starts when every loader process is up and ends with the last batch. Cold: the local cache is empty (the server's
+files are in the page cache too); webdataset streams from S3 by a handler that reads with s3fs as we do. Warm: what was
 fetched by a pass before. Contenders take turns, --repetitions times; the table has medians, and the lowest and highest.
 Takes about 25 minutes on two cores. Results: docs/benchmarks/episode_store.md.
 """
@@ -48,7 +48,7 @@ from reading_contenders import BARE, CONTENDERS, DataSet, Task, bare, measured
 from mshnet.data.batches import EpisodeDataset
 from mshnet.data.episodes import Episode
 from mshnet.data.filesystem import filesystem
-from mshnet.data.store import ImageStore
+from mshnet.data.store.images import ImageStore
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MIN_OBJECT_PX = 2048

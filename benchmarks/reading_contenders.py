@@ -14,10 +14,10 @@ import torch
 from episode_formats import SIDE_PX, MdsEpisodes, MdsRows, PlainFiles, Tars, encoded_rows, open_mds
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from mshnet.data import decode
 from mshnet.data.batches import EpisodeBatch, EpisodeDataset, join, load_batches
 from mshnet.data.episodes import Episode
-from mshnet.data.store import ImageStore
+from mshnet.data.store import decode
+from mshnet.data.store.images import ImageStore
 
 DataSet = Literal["coco", "voc"]
 

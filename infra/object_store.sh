@@ -157,7 +157,7 @@ debug rgw = 0/0
 
 [client.rgw]
 rgw data = $DIR/rgw
-rgw frontends = beast endpoint=127.0.0.1:$PORT
+rgw frontends = beast endpoint=127.0.0.1:$PORT tcp_nodelay=1
 rgw thread pool size = 64
 # Requests in flight get so long at a stop; idle connections, which clients keep open, would take two minutes.
 rgw exit timeout secs = 5

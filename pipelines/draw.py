@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from mshnet.data.episodes import Episode
     from mshnet.data.splits import Pair
-    from mshnet.data.store import ImageStore
+    from mshnet.data.store.images import ImageStore
 
 CODE_VERSION = 2
 """Raise it when the same images would give other episodes, or the results have other fields."""
@@ -169,7 +169,7 @@ def draw_training(
 ) -> Mapping[str, Any]:
     """Training pairs and validation episodes, as tables under `folder`."""
     from mshnet.data.episodes import sampled_episodes
-    from mshnet.data.store import ImageStore
+    from mshnet.data.store.images import ImageStore
     from mshnet.data.tables import write_episodes, write_pairs
 
     images = ImageStore(store)
@@ -209,7 +209,7 @@ def draw_test(
 ) -> Mapping[str, Any]:
     """Test episodes, and base-class episodes for the training-free baseline's threshold, under `folder`."""
     from mshnet.data.episodes import sampled_episodes, small_classes
-    from mshnet.data.store import ImageStore
+    from mshnet.data.store.images import ImageStore
     from mshnet.data.tables import write_episodes
 
     images = ImageStore(store)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from mshnet.data.episodes import Episode
-    from mshnet.data.store import ImageStore
+    from mshnet.data.store.images import ImageStore
     from mshnet.engine import Evaluation, Predictor
     from mshnet.features import FeatureCache
 
@@ -61,7 +61,7 @@ def evaluate_fold(
 
     from mshnet.baselines import best_threshold, foreground, prototype_threshold
     from mshnet.checkpoint import load_model
-    from mshnet.data.store import ImageStore
+    from mshnet.data.store.images import ImageStore
     from mshnet.data.tables import read_episodes
     from mshnet.engine import evaluate, network_predictor
     from mshnet.features import FeatureCache

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mshnet.backbone import Features
-    from mshnet.data.store import ImageStore
+    from mshnet.data.store.images import ImageStore
     from mshnet.model import MSHNet, Prediction
 
 

@@ -121,7 +121,8 @@ def preprocess_shard(
 ) -> Mapping[str, Any]:
     """Encode records start..stop-1 of the source into one shard, a few images in memory at a time."""
     from mshnet.data.source import open_source
-    from mshnet.data.store import encode_row, write_shard
+    from mshnet.data.store.rows import encode_row
+    from mshnet.data.store.shards import write_shard
 
     source = open_source(config.dataset, config.source)
     counts: Counter[int] = Counter()
@@ -157,7 +158,7 @@ def seal(config: CrossValidationConfig, folder: str, scanned: Scan, *shards: Map
     """The store's manifest: with it the folder is a store, without it nothing is readable."""
     import json
 
-    from mshnet.data.store import Manifest, Shard
+    from mshnet.data.store.manifest import Manifest, Shard
 
     counts: Counter[str] = Counter()
     for shard in shards:

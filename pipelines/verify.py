@@ -14,7 +14,7 @@ from pipelines.config import CrossValidationConfig
 from pipelines.preprocess import MANIFEST, SHARDS
 
 if TYPE_CHECKING:
-    from mshnet.data.store import Manifest
+    from mshnet.data.store.manifest import Manifest
 
 
 def verify(config: CrossValidationConfig) -> list[Mapping[str, Any]]:
@@ -60,7 +60,7 @@ def repair(config: CrossValidationConfig) -> list[Mapping[str, Any]]:
 
 def _problems(uri: str, manifest: Manifest) -> dict[tuple[int, str], str]:
     """What is wrong, by place and name of the shard."""
-    from mshnet.data.check import check_shard
+    from mshnet.data.store.check import check_shard
 
     calls = [(uri, manifest, shard) for shard in manifest.shards]
     reports = dag.each(check_shard, calls, f"verify {_name(uri)}")
@@ -81,7 +81,7 @@ def _problems(uri: str, manifest: Manifest) -> dict[tuple[int, str], str]:
 
 
 def _manifest(uri: str) -> Manifest:
-    from mshnet.data.store import Manifest
+    from mshnet.data.store.manifest import Manifest
 
     return Manifest.from_json(storage.read_bytes(storage.join(uri, MANIFEST)).decode(errors="replace"), uri)
 

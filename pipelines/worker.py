@@ -67,7 +67,7 @@ class _Worker:
         import torch
 
         from mshnet.data.episodes import TrainingSampler
-        from mshnet.data.store import ImageStore
+        from mshnet.data.store.images import ImageStore
         from mshnet.data.tables import read_episodes, read_pairs
         from mshnet.features import FeatureCache
 

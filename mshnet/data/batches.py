@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from mshnet.data.episodes import Episode
-from mshnet.data.store import ImageStore
+from mshnet.data.store.images import ImageStore
 
 READ_AHEAD_EPISODES = 4096
 """Of how many episodes to come the shards are asked for at once: two random images of each touch some thousand."""
@@ -66,11 +66,13 @@ class EpisodeDataset(Dataset[EpisodeBatch]):
     def __getitem__(self, position: int) -> EpisodeBatch:
         episode = self.episodes[position]
         query, supports = episode.query, episode.supports
+        query_image, query_mask = self.store.pixels(query, episode.class_id, with_ignore=True)
+        images, masks = zip(*(self.store.pixels(row, episode.class_id) for row in supports), strict=True)
         return EpisodeBatch(
-            query_images=self.store.image(query)[None],
-            query_masks=self.store.mask(query, episode.class_id, with_ignore=True)[None],
-            support_images=torch.stack([self.store.image(row) for row in supports])[None],
-            support_masks=torch.stack([self.store.mask(row, episode.class_id) for row in supports])[None],
+            query_images=query_image[None],
+            query_masks=query_mask[None],
+            support_images=torch.stack(images)[None],
+            support_masks=torch.stack(masks)[None],
             query_rows=(query,),
             support_rows=(supports,),
             class_ids=(episode.class_id,),

@@ -17,7 +17,7 @@ from mshnet.data.episodes import Episode, NumberedPairs
 from mshnet.data.files import write_atomically
 from mshnet.data.filesystem import filesystem
 from mshnet.data.splits import Pair
-from mshnet.data.store import ImageStore
+from mshnet.data.store.images import ImageStore
 from mshnet.errors import InputError
 
 EPISODE_SCHEMA = pa.schema(

@@ -16,7 +16,7 @@ from mshnet.data.episodes import Episode
 from mshnet.data.folds import base_classes, held_out_base_classes, novel_classes
 from mshnet.data.shapes import write_voc
 from mshnet.data.splits import Pair
-from mshnet.data.store import ImageStore
+from mshnet.data.store.images import ImageStore
 from mshnet.data.tables import read_episodes, read_pairs, write_episodes
 from mshnet.errors import InputError
 from pipelines import draw, preprocess, scan, storage

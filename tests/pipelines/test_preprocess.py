@@ -16,7 +16,7 @@ import pytest
 from mshnet.config import ImageFormat
 from mshnet.data.shapes import write_coco
 from mshnet.data.source import open_source
-from mshnet.data.store import ImageStore
+from mshnet.data.store.images import ImageStore
 from mshnet.errors import InputError
 from pipelines import dag, preprocess, scan, storage, verify
 from pipelines.config import CrossValidationConfig

@@ -10,7 +10,10 @@ import numpy as np
 from mshnet.config import ImageFormat
 from mshnet.data.files import write_atomically
 from mshnet.data.source import LabelledImage
-from mshnet.data.store import MANIFEST, ImageStore, Manifest, encode_row, write_shard
+from mshnet.data.store.images import ImageStore
+from mshnet.data.store.manifest import MANIFEST, Manifest
+from mshnet.data.store.rows import encode_row
+from mshnet.data.store.shards import write_shard
 
 PNG_65 = ImageFormat(image_size_px=65, encoding="png")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mshnet.data.batches import READ_AHEAD_EPISODES, EpisodeBatch, EpisodeDataset, join, load_batches
 from mshnet.data.episodes import Episode
-from mshnet.data.store import ImageStore
+from mshnet.data.store.images import ImageStore
 from tests.mshnet.data.stored import noise_image, write_store
 
 EPISODES = [

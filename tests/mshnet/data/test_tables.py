@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from mshnet.data.episodes import Episode
-from mshnet.data.store import ImageStore
+from mshnet.data.store.images import ImageStore
 from mshnet.data.tables import (
     EPISODE_SCHEMA,
     PAIR_SCHEMA,

@@ -21,9 +21,9 @@ from typing import Any
 
 import pytest
 
-from mshnet.data.cache import DIRECTORY, LIMIT, NodeCache
-from mshnet.data.manifest import Shard
-from mshnet.data.shards import DamagedShardError
+from mshnet.data.store.cache import DIRECTORY, LIMIT, NodeCache
+from mshnet.data.store.manifest import Shard
+from mshnet.data.store.shards import DamagedShardError
 from mshnet.errors import InputError
 
 SIZE = 50_000
@@ -312,8 +312,8 @@ def test_four_processes_share_it(held: int, remote: list[tuple[Shard, Path]], fo
 HALF_A_FETCH = """
 import sys, time
 from pathlib import Path
-from mshnet.data.cache import NodeCache
-from mshnet.data.manifest import Shard
+from mshnet.data.store.cache import NodeCache
+from mshnet.data.store.manifest import Shard
 
 def half(local_path):
     with open(local_path, "wb") as file:

@@ -19,10 +19,11 @@ from PIL import Image
 from torch.nn import functional as F
 
 from mshnet.config import ImageFormat
-from mshnet.data.cache import DIRECTORY
 from mshnet.data.pascal import VocSource
 from mshnet.data.source import LabelledImage
-from mshnet.data.store import MANIFEST, ImageStore
+from mshnet.data.store.cache import DIRECTORY
+from mshnet.data.store.images import ImageStore
+from mshnet.data.store.manifest import MANIFEST
 from mshnet.errors import DatasetNotFoundError, InputError
 from tests.mshnet.data.stored import PNG_65, noise_image, write_store
 

@@ -20,16 +20,13 @@ from typing import Any, TypeVar
 from jaxtyping import UInt8
 from torch import Tensor
 
-from mshnet.data import decode
-from mshnet.data.cache import NodeCache
 from mshnet.data.filesystem import filesystem, is_local
-from mshnet.data.manifest import MANIFEST, Manifest, Shard
-from mshnet.data.read_ahead import read_ahead
-from mshnet.data.rows import SCHEMA, encode_row
-from mshnet.data.shards import DamagedShardError, EncodedRow, ShardIndex, map_shard, read_labels, write_shard
+from mshnet.data.store import decode
+from mshnet.data.store.cache import NodeCache
+from mshnet.data.store.manifest import MANIFEST, Manifest, Shard
+from mshnet.data.store.read_ahead import read_ahead
+from mshnet.data.store.shards import DamagedShardError, EncodedRow, ShardIndex, map_shard, read_labels
 from mshnet.errors import DatasetNotFoundError, InputError
-
-__all__ = ["MANIFEST", "SCHEMA", "ImageStore", "Manifest", "Shard", "encode_row", "write_shard"]
 
 T = TypeVar("T")
 _REQUESTS = 8
@@ -40,7 +37,7 @@ class ImageStore:
     """Random access to a sealed store by row. Cheap to open, safe to pickle and to use from threads, read-only.
 
     Opening reads the manifest and looks at the sizes of the shards; each is opened when a row of it is first read: in
-    place where the store is local, else in the node's cache (`mshnet.data.cache`). What is given out was checked.
+    place where the store is local, else in the node's cache (`mshnet.data.store.cache`). What is given out was checked.
 
     Raises DatasetNotFoundError without a manifest, InputError on another schema version and, when it is opened or
     later, for a shard that is missing, of another size or damaged (looked for twice).

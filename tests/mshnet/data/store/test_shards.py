@@ -19,8 +19,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from mshnet.data.rows import SCHEMA, encode_row
-from mshnet.data.shards import BATCH_ROWS, LABELS, DamagedShardError, ShardIndex, read_labels, write_shard
+from mshnet.data.store.rows import SCHEMA, encode_row
+from mshnet.data.store.shards import BATCH_ROWS, LABELS, DamagedShardError, ShardIndex, read_labels, write_shard
 from tests.mshnet.data.stored import PNG_65, noise_image
 
 
@@ -159,7 +159,7 @@ def test_nothing_is_left_when_a_row_cannot_be_made(tmp_path: Path) -> None:
 
 MEMORY = """
 import resource, sys
-from mshnet.data.shards import write_shard
+from mshnet.data.store.shards import write_shard
 
 def rows(count):
     for i in range(count):

@@ -8,7 +8,7 @@ import zlib
 import pytest
 
 from mshnet.config import ImageFormat
-from mshnet.data.rows import SCHEMA, crc32, encode_row, labels_crc32
+from mshnet.data.store.rows import SCHEMA, crc32, encode_row, labels_crc32
 from tests.mshnet.data.stored import PNG_65, noise_image
 
 

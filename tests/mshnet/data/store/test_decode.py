@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from torchvision.io import ImageReadMode
 from torchvision.io import decode_image as by_torchvision
 
-from mshnet.data import decode
-from mshnet.data.rows import encode_row
-from mshnet.data.shards import EncodedRow
 from mshnet.data.source import LabelledImage
+from mshnet.data.store import decode
+from mshnet.data.store.rows import encode_row
+from mshnet.data.store.shards import EncodedRow
 from tests.mshnet.data.stored import PNG_65, noise_image
 
 

@@ -6,9 +6,9 @@ import logging
 import threading
 from collections.abc import Iterable
 
-from mshnet.data.cache import Fetch, NodeCache
-from mshnet.data.manifest import Shard
-from mshnet.data.shards import DamagedShardError
+from mshnet.data.store.cache import Fetch, NodeCache
+from mshnet.data.store.manifest import Shard
+from mshnet.data.store.shards import DamagedShardError
 from mshnet.errors import InputError
 
 _RETRY_S = 0.5

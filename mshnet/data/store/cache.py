@@ -4,7 +4,7 @@ Nothing but files and the kernel's locks, so that a process may be killed anywhe
 
     SHA256             a whole shard, hashed when it arrived; its modification time says when it was last used
     SHA256.SIZE.part   one that is being fetched, locked by who fetches it
-    lock               held while room is made
+    lock               held while room is made and while names change
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from mshnet.data.manifest import Shard
-from mshnet.data.shards import DamagedShardError, map_shard
+from mshnet.data.store.manifest import Shard
+from mshnet.data.store.shards import DamagedShardError, map_shard
 from mshnet.errors import InputError
 
 DIRECTORY, LIMIT = "MSHNET_CACHE_DIR", "MSHNET_CACHE_GIB"
@@ -134,7 +134,9 @@ class NodeCache:
                 self._make_room()
                 self._arrive(shard, fetch, part, lock)
                 data = map_shard(str(part), shard)
-                part.rename(self._path(shard))
+                with _locked(self.folder / "lock"):  # a look at the folder meanwhile could miss both names
+                    part.rename(self._path(shard))
+                    self._evict()  # two that came at once may be too many together
                 return data
             except BaseException:
                 part.unlink(missing_ok=True)
@@ -170,15 +172,18 @@ class NodeCache:
     def _make_room(self, at_least: int = 0) -> int:
         """Evict until the cache is within its limit, and at least so many bytes; returns how many."""
         with _locked(self.folder / "lock"):
-            room = self.room_bytes()
-            files = [file for file in self._files() if not file.is_part or not _removed_if_abandoned(file.path)]
-            total, evicted = sum(file.size_bytes for file in files), 0
-            for file in sorted(files, key=lambda file: file.stat.st_mtime):
-                if total - evicted <= room and evicted >= at_least:
-                    break
-                if not file.is_part:
-                    file.path.unlink(missing_ok=True)
-                    evicted += file.size_bytes
+            return self._evict(at_least)
+
+    def _evict(self, at_least: int = 0) -> int:
+        room = self.room_bytes()
+        files = [file for file in self._files() if not file.is_part or not _removed_if_abandoned(file.path)]
+        total, evicted = sum(file.size_bytes for file in files), 0
+        for file in sorted(files, key=lambda file: file.stat.st_mtime):
+            if total - evicted <= room and evicted >= at_least:
+                break
+            if not file.is_part:
+                file.path.unlink(missing_ok=True)
+                evicted += file.size_bytes
         return evicted
 
     def _files(self) -> list[_File]:
@@ -226,7 +231,10 @@ def _locked(path: Path, wait: bool = True, create: bool = True) -> Iterator[IO[b
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             # Who held it before may have renamed or removed the file: then this lock means nothing.
             if _is_at(file, path):
-                yield file
+                try:
+                    yield file
+                finally:
+                    fcntl.flock(file, fcntl.LOCK_UN)  # closing is not enough where a forked child holds the file too
                 return
 
 

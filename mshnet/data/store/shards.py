@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 from jaxtyping import Int64
 
 from mshnet.data.files import put_file
-from mshnet.data.manifest import Shard
-from mshnet.data.rows import SCHEMA, crc32, labels_crc32
+from mshnet.data.store.manifest import Shard
+from mshnet.data.store.rows import SCHEMA, crc32, labels_crc32
 
 BATCH_ROWS = 64
 """Of a record batch: what a writer holds in memory at most."""

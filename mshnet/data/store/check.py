@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from mshnet.data import decode
 from mshnet.data.filesystem import filesystem, is_local
-from mshnet.data.manifest import Manifest, Shard
-from mshnet.data.shards import DamagedShardError, ShardIndex, map_shard, read_labels
+from mshnet.data.store import decode
+from mshnet.data.store.manifest import Manifest, Shard
+from mshnet.data.store.shards import DamagedShardError, ShardIndex, map_shard, read_labels
 
 MOST_PROBLEMS = 10
 """Named of one shard; a damaged one may have thousands."""

@@ -10,13 +10,13 @@ from pathlib import Path
 import pyarrow as pa
 
 from mshnet.data.episodes import Episode
-from mshnet.data.manifest import SCHEMA_VERSION
-from mshnet.data.rows import SCHEMA
-from mshnet.data.shards import BATCH_ROWS
+from mshnet.data.store.manifest import SCHEMA_VERSION
+from mshnet.data.store.rows import SCHEMA
+from mshnet.data.store.shards import BATCH_ROWS
 from mshnet.data.tables import write_episodes
 from tests.mshnet.data.stored import noise_image, write_store
 
-PAGE = (Path(__file__).parents[3] / "docs" / "episode_store.md").read_text()
+PAGE = (Path(__file__).parents[4] / "docs" / "episode_store.md").read_text()
 TYPES = {"string": pa.string(), "binary": pa.binary(), "int32": pa.int32(), "int64": pa.int64(), "uint32": pa.uint32()}
 
 

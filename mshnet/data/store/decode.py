@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torchvision.io import ImageReadMode, decode_image
 
 from mshnet.config import IGNORE_INDEX
-from mshnet.data.shards import EncodedRow
+from mshnet.data.store.shards import EncodedRow
 
 
 def picture(row: EncodedRow) -> UInt8[Tensor, "3 S S"]:

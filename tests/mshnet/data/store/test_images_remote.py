@@ -19,11 +19,11 @@ from fsspec.implementations.memory import MemoryFileSystem
 from torch import Tensor
 
 from mshnet.data.batches import EpisodeDataset, load_batches
-from mshnet.data.cache import DIRECTORY, LIMIT
 from mshnet.data.episodes import Episode
 from mshnet.data.filesystem import filesystem
 from mshnet.data.source import LabelledImage
-from mshnet.data.store import ImageStore
+from mshnet.data.store.cache import DIRECTORY, LIMIT
+from mshnet.data.store.images import ImageStore
 from mshnet.errors import InputError
 from tests.fault_proxy import FaultProxy, Faults
 from tests.mshnet.data.stored import noise_image, write_store

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from mshnet.data.cache import Fetch, NodeCache
-from mshnet.data.manifest import Shard
-from mshnet.data.read_ahead import read_ahead
+from mshnet.data.store.cache import Fetch, NodeCache
+from mshnet.data.store.manifest import Shard
+from mshnet.data.store.read_ahead import read_ahead
 
 SIZE = 10_000
 DEADLINE_S = 60.0
@@ -116,9 +116,9 @@ def test_it_can_be_stopped(tmp_path: Path) -> None:
 
 HANGING = """
 import sys, threading, time
-from mshnet.data.cache import NodeCache
-from mshnet.data.manifest import Shard
-from mshnet.data.read_ahead import read_ahead
+from mshnet.data.store.cache import NodeCache
+from mshnet.data.store.manifest import Shard
+from mshnet.data.store.read_ahead import read_ahead
 
 begun = threading.Event()
 

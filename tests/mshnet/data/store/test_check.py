@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from mshnet.config import ImageFormat
-from mshnet.data.check import MOST_PROBLEMS, check_shard
-from mshnet.data.manifest import Manifest, Shard
-from mshnet.data.rows import crc32, encode_row, labels_crc32
-from mshnet.data.shards import write_shard
+from mshnet.data.store.check import MOST_PROBLEMS, check_shard
+from mshnet.data.store.manifest import Manifest, Shard
+from mshnet.data.store.rows import crc32, encode_row, labels_crc32
+from mshnet.data.store.shards import write_shard
 from tests.mshnet.data.stored import PNG_65, noise_image
 
 JPEG_65 = ImageFormat(image_size_px=65)
