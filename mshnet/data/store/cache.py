@@ -136,7 +136,7 @@ class NodeCache:
                 data = map_shard(str(part), shard)
                 with _locked(self.folder / "lock"):  # a look at the folder meanwhile could miss both names
                     part.rename(self._path(shard))
-                    self._evict()  # two that came at once may be too many together
+                    self._evict(keep=self._path(shard))  # two that came at once may be too many together
                 return data
             except BaseException:
                 part.unlink(missing_ok=True)
@@ -174,14 +174,14 @@ class NodeCache:
         with _locked(self.folder / "lock"):
             return self._evict(at_least)
 
-    def _evict(self, at_least: int = 0) -> int:
+    def _evict(self, at_least: int = 0, keep: Path | None = None) -> int:
         room = self.room_bytes()
         files = [file for file in self._files() if not file.is_part or not _removed_if_abandoned(file.path)]
         total, evicted = sum(file.size_bytes for file in files), 0
         for file in sorted(files, key=lambda file: file.stat.st_mtime):
             if total - evicted <= room and evicted >= at_least:
                 break
-            if not file.is_part:
+            if not file.is_part and file.path != keep:
                 file.path.unlink(missing_ok=True)
                 evicted += file.size_bytes
         return evicted
