@@ -17,6 +17,7 @@ from mshnet.data.filesystem import filesystem, is_local
 from mshnet.data.store import decode
 from mshnet.data.store.manifest import Manifest, Shard
 from mshnet.data.store.shards import DamagedShardError, ShardIndex, map_shard, read_labels
+from mshnet.data.temporary import temporary_room
 
 MOST_PROBLEMS = 10
 """Named of one shard; a damaged one may have thousands."""
@@ -35,7 +36,8 @@ class ShardCheck:
 def check_shard(uri: str, manifest: Manifest, shard: Shard) -> ShardCheck:
     """Read one shard of the store at `uri` whole and compare it with its manifest.
 
-    A remote one is fetched to a temporary file. Raises OSError where the place does not answer.
+    A remote one is fetched to a temporary file. Raises OSError where the place does not answer, InputError where the
+    temporary folder is full.
     """
     fs, path = filesystem(posixpath.join(uri, shard.name))
     if not fs.exists(path):
@@ -45,7 +47,8 @@ def check_shard(uri: str, manifest: Manifest, shard: Shard) -> ShardCheck:
         local = path
         if not is_local(uri):
             local = f"/dev/fd/{temporary.fileno()}"
-            fs.get_file(path, local)
+            with temporary_room(f"the {shard.size_bytes} bytes of a shard"):
+                fs.get_file(path, local)
         try:
             data = map_shard(local, shard)
         except DamagedShardError as error:

@@ -20,6 +20,7 @@ from jaxtyping import Int64
 from mshnet.data.files import put_file
 from mshnet.data.store.manifest import Shard
 from mshnet.data.store.rows import SCHEMA, crc32, labels_crc32
+from mshnet.data.temporary import temporary_room
 
 BATCH_ROWS = 64
 """Of a record batch: what a writer holds in memory at most."""
@@ -33,18 +34,19 @@ class DamagedShardError(Exception):
 def write_shard(rows: Iterable[Mapping[str, Any]], folder: str) -> Shard:
     """Write rows as one shard under its content's name; a file of that name already there is the same file.
 
-    Takes rows one by one (a generator will do): memory is bounded by a batch, whatever their number.
+    Takes rows one by one (a generator will do): memory is bounded by a batch, whatever their number. Raises InputError
+    where the temporary folder, in which it is made, is full.
     """
     count = 0
     remaining = iter(rows)
-    # Without a name, so that a process that is killed leaves nothing of it.
-    with tempfile.TemporaryFile() as file:
+    # Without a name, so that a process that is killed leaves nothing of it; without a buffer, so that nothing is left
+    # to be written, and to fail, when it is closed.
+    with tempfile.TemporaryFile(buffering=0) as file:
         sink = _HashedFile(file)
         with pa.ipc.new_file(pa.PythonFile(sink, mode="w"), SCHEMA) as writer:
             while chunk := list(itertools.islice(remaining, BATCH_ROWS)):
                 writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=SCHEMA))
                 count += len(chunk)
-        file.flush()
         digest = sink.sha256.hexdigest()
         shard = Shard(name=f"images-{digest[:16]}.arrow", sha256=digest, rows=count, size_bytes=file.tell())
         put_file(f"/dev/fd/{file.fileno()}", posixpath.join(folder, shard.name))
@@ -62,7 +64,11 @@ class _HashedFile:
 
     def write(self, data: pa.Buffer | bytes) -> int:
         self.sha256.update(data)
-        return self._file.write(data)
+        left = memoryview(data)
+        with temporary_room("a shard"):
+            while left:
+                left = left[self._file.write(left) :]
+        return len(data)
 
     def tell(self) -> int:
         return self._file.tell()

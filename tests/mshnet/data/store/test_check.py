@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from mshnet.data.store.check import MOST_PROBLEMS, check_shard
 from mshnet.data.store.manifest import Manifest, Shard
 from mshnet.data.store.rows import crc32, encode_row, labels_crc32
 from mshnet.data.store.shards import write_shard
+from mshnet.errors import InputError
 from tests.mshnet.data.stored import PNG_65, noise_image
 
 JPEG_65 = ImageFormat(image_size_px=65)
@@ -30,6 +32,7 @@ def manifest_of(shard: Shard, format: ImageFormat = PNG_65) -> Manifest:
         mask_mode="drawn by hand",
         format=format,
         shards=(shard,),
+        images_per_class={},
     )
 
 
@@ -52,6 +55,17 @@ def test_a_sound_shard_has_no_problems(scheme: str, tmp_path: Path) -> None:
     check = check_shard(uri, manifest_of(shard, JPEG_65), shard)
     assert check.problems == ()
     assert check.images_per_class == {0: 69, 2: 69}
+
+
+def test_a_full_temporary_folder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = "memory://check-full"
+    shard = write_shard([encode_row("a", "train", noise_image(0), PNG_65)], uri)
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda: io.FileIO("/dev/full", "w+"))
+    message = (
+        f"expected room for the {shard.size_bytes} bytes of a shard in the temporary folder '.*', found none .*TMPDIR"
+    )
+    with pytest.raises(InputError, match=message):
+        check_shard(uri, manifest_of(shard), shard)
 
 
 def test_missing_of_another_size_and_changed(tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ import hashlib
 import io
 import mmap
 import random
+import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +23,7 @@ from PIL import Image
 
 from mshnet.data.store.rows import SCHEMA, encode_row
 from mshnet.data.store.shards import BATCH_ROWS, LABELS, DamagedShardError, ShardIndex, read_labels, write_shard
+from mshnet.errors import InputError
 from tests.mshnet.data.stored import PNG_65, noise_image
 
 
@@ -155,6 +158,29 @@ def test_nothing_is_left_when_a_row_cannot_be_made(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="the source broke off"):
         write_shard(failing(), str(tmp_path / "store"))
     assert not (tmp_path / "store").exists()
+
+
+def test_a_full_temporary_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a full disk of the store."""
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda buffering: io.FileIO("/dev/full", "w+"))
+    folder = re.escape(tempfile.gettempdir())
+    message = f"expected room for a shard in the temporary folder '{folder}', found none .*No space.*; set TMPDIR to a"
+    with pytest.raises(InputError, match=message):
+        write_shard(rows(70), str(tmp_path / "store"))
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_shard_is_whole_where_the_system_writes_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does before a disk is full, and for more than 2 GiB at once."""
+
+    class Parts(io.FileIO):
+        def write(self, data: Any) -> int:
+            return super().write(memoryview(data)[:1000])
+
+    expected = write_shard(rows(3), str(tmp_path / "1"))
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda buffering: Parts(tmp_path / "spool", "w+"))
+    assert write_shard(rows(3), str(tmp_path / "2")) == expected
+    assert (tmp_path / "2" / expected.name).read_bytes() == (tmp_path / "1" / expected.name).read_bytes()
 
 
 MEMORY = """
