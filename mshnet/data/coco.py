@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import mmap
 import tempfile
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ import msgspec
 import numpy as np
 from jaxtyping import Bool
 
+from mshnet.data.filesystem import is_local
 from mshnet.data.source import Folder, ImageRecord, LabelledImage, Source, fingerprint_of
+from mshnet.data.temporary import temporary_room
 from mshnet.errors import DatasetNotFoundError, InputError
 
 CLASSES = 80
@@ -93,14 +96,22 @@ class CocoSource(Source):
         return Folder(self.root)
 
     @cached_property
-    def _scratch(self) -> tempfile.TemporaryDirectory[str]:
-        return tempfile.TemporaryDirectory(prefix="mshnet-annotations-")
-
-    @cached_property
     def _files(self) -> dict[str, Path]:
         """The annotation files where they can be mapped."""
         self.check()
-        return {s: self._folder.local_copy(_annotation_file(s), Path(self._scratch.name)) for s in SUBSETS}
+        return {s: self._local(_annotation_file(s)) for s in SUBSETS}
+
+    def _local(self, relative: str) -> Path:
+        path = self._folder.path(relative)
+        if is_local(self.root):
+            return Path(path)
+        # Without a name, so that a process that is killed leaves nothing of it.
+        copy = tempfile.TemporaryFile()  # noqa: SIM115 closed with the source
+        weakref.finalize(self, copy.close)
+        local = f"/dev/fd/{copy.fileno()}"
+        with temporary_room(f"a copy of '{self.root.rstrip('/')}/{relative}'"):
+            self._folder.fs.get_file(path, local)
+        return Path(local)
 
     def _where(self, subset: str) -> str:
         return f"{self.root.rstrip('/')}/{_annotation_file(subset)}"
@@ -137,6 +148,8 @@ class CocoSource(Source):
 
     def _records_of(self, subset: str, classes: dict[int, int]) -> Iterator[ImageRecord]:
         content = _decoded(self._files[subset], _Instances, self._where(subset))
+        _check_unique("id", (image.id for image in content.images), self._where(subset))
+        _check_unique("file_name", (image.file_name for image in content.images), self._where(subset))
         images = {image.id: image for image in content.images}
         instances: dict[int | str, list[_Annotation]] = {}
         for annotation in content.annotations:
@@ -210,6 +223,17 @@ def _joined(annotations: list[_Annotation], classes: dict[int, int]) -> bytes:
         for a in sorted(annotations, key=lambda a: a.id)
     ]
     return b"[%b]" % b",".join(parts)
+
+
+def _check_unique(key: str, values: Iterable[int | str], where: str) -> None:
+    seen: set[int | str] = set()
+    for value in values:
+        if value in seen:
+            raise InputError(
+                f"'{where}': expected one image with the {key} {value!r}, found two or more; keep the one that the "
+                "annotations are of and remove the others"
+            )
+        seen.add(value)
 
 
 def _check(annotation: _Annotation, images: dict[int | str, _Image], classes: dict[int, int], where: str) -> None:

@@ -8,13 +8,12 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from mshnet.data.filesystem import filesystem, is_local
+from mshnet.data.filesystem import filesystem
 from mshnet.data.folds import DATASETS
 from mshnet.errors import DatasetNotFoundError, InputError
 
@@ -132,15 +131,6 @@ class Folder:
             return bytes(self.fs.cat_file(self.path(relative)))
         except FileNotFoundError as error:
             raise DatasetNotFoundError(f"no file '{relative}' under '{self.root}'") from error
-
-    def local_copy(self, relative: str, scratch: Path) -> Path:
-        """A file that can be mapped: itself where it is local, else copied into `scratch`."""
-        if is_local(self.root):
-            return Path(self.path(relative))
-        copy = scratch / relative
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        self.fs.get_file(self.path(relative), str(copy))
-        return copy
 
     def read_image(self, relative: str) -> Image.Image:
         """A decoded picture. InputError naming the file when it is truncated or no picture at all."""

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -176,6 +182,14 @@ def _79_categories(content: dict[str, Any]) -> None:
             r"annotation \d+ has an RLE of size \[9, 9\], its image is \[\d+, \d+\]",
         ),
         (_unknown_image, "annotation 12 is of image 999, which is not among the file's images"),
+        (
+            lambda c: c["images"].append(c["images"][1]),
+            "expected one image with the id 5, found two or more; keep the one",
+        ),
+        (
+            lambda c: c["images"].append(c["images"][1] | {"id": 4713}),
+            "expected one image with the file_name 'COCO_val2014_000000000005.jpg', found two or more; keep the one",
+        ),
         (lambda c: c.pop("annotations"), "is not in COCO's instance format: .*missing required field `annotations`"),
         (lambda c: c["images"][0].pop("height"), r"missing required field `height` - at `\$.images\[0\]`"),
         (lambda c: c["annotations"][0].pop("category_id"), "missing required field `category_id`"),
@@ -210,6 +224,60 @@ def test_json_that_is_none(coco_root: Path, copy_of: Copy) -> None:
     path.write_text("")
     with pytest.raises(InputError, match=r"instances_train2014.json' is empty; fetch the file again"):
         list(CocoSource(str(root)).records())
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import fsspec
+from mshnet.data.coco import CocoSource
+
+root = Path(sys.argv[1])
+memory = fsspec.filesystem("memory")
+for path in root.rglob("*"):
+    if path.is_file():
+        memory.pipe_file(f"/bucket/{path.relative_to(root)}", path.read_bytes())
+print(sum(1 for record in CocoSource("memory://bucket").records()))
+source = CocoSource("memory://bucket")
+next(source.records())
+sys.stdout.flush()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_scan_that_is_killed_leaves_no_copy(coco_root: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", KILLED, str(coco_root)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert done.stdout == f"{len(list(CocoSource(str(coco_root)).records()))}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_copies_go_with_their_source(coco_root: Path) -> None:
+    def held() -> int:
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    memory = fsspec.filesystem("memory")
+    memory.put(str(coco_root), "/copies", recursive=True)
+    before = held()
+    source = CocoSource("memory://copies")
+    assert len(source.fingerprint()) == 64
+    assert held() == before + 2
+    del source
+    assert held() == before
+    memory.rm("/copies", recursive=True)
+
+
+def test_a_full_temporary_folder_is_named(coco_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(str(coco_root), "/full", recursive=True)
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda: io.FileIO("/dev/full", "w+"))
+    message = "a copy of 'memory://full/annotations/instances_train2014.json' in the temporary folder '.*TMPDIR"
+    with pytest.raises(InputError, match=message):
+        CocoSource("memory://full").fingerprint()
+    memory.rm("/full", recursive=True)
 
 
 def test_a_missing_folder_is_named(coco_root: Path, copy_of: Copy) -> None:
