@@ -13,6 +13,7 @@ import itertools
 import mmap
 import posixpath
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -31,6 +32,8 @@ from mshnet.errors import DatasetNotFoundError, InputError
 T = TypeVar("T")
 _REQUESTS = 8
 """Side by side, where each is small."""
+_MAPS = 256
+"""Kept of a local store; each holds a file open, of which a process may have a thousand or so."""
 
 
 class ImageStore:
@@ -39,15 +42,15 @@ class ImageStore:
     Opening reads the manifest and looks at the sizes of the shards; each is opened when a row of it is first read: in
     place where the store is local, else in the node's cache (`mshnet.data.store.cache`). What is given out was checked.
 
-    Raises DatasetNotFoundError without a manifest, InputError on another schema version and, when it is opened or
-    later, for a shard that is missing, of another size or damaged (looked for twice).
+    Raises DatasetNotFoundError without a manifest, InputError for a damaged one or another schema version and, when it
+    is opened or later, for a shard that is missing, of another size or damaged (looked for twice).
     """
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
         fs, root = filesystem(uri)
         try:
-            text = fs.cat_file(posixpath.join(root, MANIFEST)).decode()
+            text = fs.cat_file(posixpath.join(root, MANIFEST))
         except FileNotFoundError as error:
             raise DatasetNotFoundError(
                 f"no episode store under {uri!r} (looked for {MANIFEST}); preprocess first, or finish the preprocessing"
@@ -64,7 +67,7 @@ class ImageStore:
         self._side = self.manifest.format.image_size_px
         self._starts = [0, *itertools.accumulate(shard.rows for shard in self.manifest.shards)]
         self._cache = None if is_local(self.uri) else NodeCache.from_environment()
-        self._maps: dict[int, mmap.mmap] = {}  # of a local store
+        self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()  # of a local store, the last used last
         self._indices: dict[int, ShardIndex] = {}
         self._ids: dict[int, list[str]] = {}
         self._end_of_reading_ahead: Callable[[], object] = bool
@@ -96,7 +99,7 @@ class ImageStore:
     @functools.cached_property
     def image_ids(self) -> list[str]:
         """The id of every image, in row order; read when first asked for."""
-        return [image_id for image_id, _, _ in self.contents()]
+        return [image_id for image_id, _, _ in self._contents]
 
     @functools.cached_property
     def _rows(self) -> dict[str, int]:
@@ -120,7 +123,14 @@ class ImageStore:
             ) from None
 
     def contents(self) -> list[tuple[str, str, dict[int, int]]]:
-        """(image id, subset, original pixels per class) of every image, in row order. Reads no pixels."""
+        """(image id, subset, original pixels per class) of every image, in row order. Reads no pixels.
+
+        Read when first asked for and kept: leave the list as it is.
+        """
+        return self._contents
+
+    @functools.cached_property
+    def _contents(self) -> list[tuple[str, str, dict[int, int]]]:
         with ThreadPoolExecutor(_REQUESTS) as pool:
             return [
                 (row["image_id"], row["subset"], dict(zip(row["class_ids"], row["pixels"], strict=True)))
@@ -219,9 +229,10 @@ class ImageStore:
         if self._cache is not None:
             # Not kept: what is evicted must not go on filling the disk.
             return self._cache.map(shard, functools.partial(_fetch, self.uri, shard))
-        data = self._maps.get(number)
-        if data is None:
-            data = self._maps[number] = map_shard(filesystem(posixpath.join(self.uri, shard.name))[1], shard)
+        data = self._maps.pop(number, None) or map_shard(filesystem(posixpath.join(self.uri, shard.name))[1], shard)
+        self._maps[number] = data
+        while len(self._maps) > _MAPS:
+            self._maps.popitem(last=False)
         if data.size() != shard.size_bytes:  # reading on would kill the process
             raise DamagedShardError(f"expected {shard.size_bytes} bytes, found {data.size()}")
         return data

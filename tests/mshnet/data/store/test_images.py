@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +26,7 @@ from mshnet.data.source import LabelledImage
 from mshnet.data.store.cache import DIRECTORY
 from mshnet.data.store.images import ImageStore
 from mshnet.data.store.manifest import MANIFEST
+from mshnet.data.store.shards import read_labels
 from mshnet.errors import DatasetNotFoundError, InputError
 from tests.mshnet.data.stored import PNG_65, noise_image, write_store
 
@@ -312,6 +315,93 @@ def test_an_unknown_image_is_named(sealed: Path) -> None:
 
 
 def test_a_damaged_manifest_is_an_input_error(sealed: Path, tmp_path: Path) -> None:
-    (tmp_path / MANIFEST).write_text((sealed / MANIFEST).read_text()[:-20])
-    with pytest.raises(InputError, match="expected JSON in the manifest"):
-        ImageStore(str(tmp_path))
+    good = (sealed / MANIFEST).read_bytes()
+    for data in (good[:-20], b"", b"[]", b"\xff\xfe\x00", good.replace(b"hand", b"h\xe4nd"), b"[" * 100_000):
+        (tmp_path / MANIFEST).write_bytes(data)
+        with pytest.raises(
+            InputError, match=r"expected JSON in the manifest of .*; delete manifest.json there and pre"
+        ):
+            ImageStore(str(tmp_path))
+
+
+def _without(*place: str | int) -> Callable[[dict[str, Any]], object]:
+    def change(manifest: dict[str, Any]) -> None:
+        part: Any = manifest
+        for key in place[:-1]:
+            part = part[key]
+        part["misspelt"] = part.pop(place[-1])
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        *((_without(key), f"`{key}`") for key in ("dataset", "class_names", "format", "shards", "images_per_class")),
+        *(
+            (_without("shards", 0, key), f"`{key}` - at `$.shards[0]`")
+            for key in ("name", "sha256", "rows", "size_bytes")
+        ),
+        (_without("format", "image_size_px"), "expected image_size_px in the manifest's format"),
+        (lambda m: m.update(format=[65]), "Expected `object`, got `array` - at `$.format`"),
+        (lambda m: m["format"].update(encoding="tiff"), "Invalid enum value 'tiff'"),
+        (lambda m: m.update(shards=None), "got `null` - at `$.shards`"),
+        (lambda m: m["shards"][1].update(rows="2"), "Expected `int`, got `str` - at `$.shards[1].rows`"),
+        (lambda m: m["shards"][1].update(rows=-2), "Expected `int` >= 0 - at `$.shards[1].rows`"),
+        (lambda m: m["shards"][1].update(sha256="../../x"), "`$.shards[1].sha256`"),
+    ],
+)
+def test_a_manifest_of_another_form_is_an_input_error(
+    change: Callable[[dict[str, Any]], object], problem: str, broken: Path
+) -> None:
+    rewrite_manifest(broken, change)
+    with pytest.raises(InputError, match=re.escape(problem)) as caught:
+        ImageStore(str(broken))
+    assert str(caught.value).endswith("delete manifest.json there and preprocess again: whole shards are kept")
+
+
+@pytest.mark.parametrize(
+    "name", ["../other/{}", "/etc/{}", "{}\n", "x{}", "images-0123.arrow", "shards/00000.json", ""]
+)
+def test_a_shard_of_another_name_is_refused(name: str, broken: Path) -> None:
+    """A manifest must not make a reader open, or --repair remove, files elsewhere."""
+    rewrite_manifest(broken, lambda m: m["shards"][0].update(name=name.format(m["shards"][0]["name"])))
+    with pytest.raises(InputError, match=r"matching regex .* at `\$.shards\[0\].name`"):
+        ImageStore(str(broken))
+
+
+def test_labels_are_read_once(sealed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[int] = []
+
+    def spy(file: Any, rows: int) -> list[dict[str, Any]]:
+        reads.append(rows)
+        return read_labels(file, rows)
+
+    monkeypatch.setattr("mshnet.data.store.images.read_labels", spy)
+    store = ImageStore(str(sealed))
+    assert [image_id for image_id, _, _ in store.contents()] == store.image_ids
+    assert store.row("e") == 4
+    assert store.contents() == store.contents()
+    assert sorted(reads) == [2, 3]
+
+
+def test_a_store_of_many_shards_does_not_hold_all_open(
+    images: dict[str, LabelledImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mshnet.data.store.images._MAPS", 2)
+    store = write_store(str(tmp_path), images, images_per_shard=1)
+
+    def held() -> set[str]:
+        names: set[Path] = set()
+        for entry in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # the listing's own
+                names.add(entry.readlink())
+        return {path.name for path in names if path.parent == tmp_path}
+
+    shards = [shard.name for shard in store.manifest.shards]
+    expected = [nearest(image.masks.get(0, np.zeros((1, 1), bool)), 65) for image in images.values()]
+    for row in (0, 1, 2, 3, 4, 3, 0):
+        assert torch.equal(store.mask(row, 0), expected[row])
+    assert held() == {shards[3], shards[0]}  # the last used
+    assert len(store.contents()) == 5
+    assert len(held()) == 2
