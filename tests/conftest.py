@@ -19,6 +19,14 @@ needs_shared = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def node_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Remote shards go to a folder of this session, of the processes that it starts too, not to the developer's own."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("MSHNET_CACHE_DIR", str(tmp_path_factory.mktemp("node_cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with the reference vectors and the real images."""

@@ -31,6 +31,8 @@ from mshnet.errors import InputError
 
 DIRECTORY, LIMIT = "MSHNET_CACHE_DIR", "MSHNET_CACHE_GIB"
 """Environment variables."""
+HOME = "XDG_CACHE_HOME"
+"""Names, if set, where a user's caches lie."""
 DEFAULT_GIB = 32.0
 FREE_SHARE = 0.05
 """Of the disk, which the cache leaves free."""
@@ -53,13 +55,14 @@ class NodeCache:
         self.folder = Path(folder)
         self.limit_bytes = limit_bytes
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        open(self.folder / "lock", "ab").close()  # where that cannot be written, it is better said now
 
     @staticmethod
     def from_environment() -> NodeCache:
-        """The node's cache: MSHNET_CACHE_DIR (else a folder of the user's below the temporary one), MSHNET_CACHE_GIB.
+        """The node's cache: MSHNET_CACHE_DIR (else `mshnet` among the user's caches), at most MSHNET_CACHE_GIB.
 
-        Raises InputError for a limit that is no positive number, and for a folder that cannot be made or, by default,
-        is another user's.
+        Raises InputError for a limit that is no positive number, and for a folder that is relative, cannot be written
+        or, below the temporary one, is another user's.
         """
         given = os.environ.get(LIMIT, str(DEFAULT_GIB))
         try:
@@ -68,16 +71,19 @@ class NodeCache:
             limit_gib = 0.0
         if not 0 < limit_gib < float("inf"):
             raise InputError(f"{LIMIT} must be a positive number of GiB, got {given!r}")
-        folder = os.environ.get(DIRECTORY) or Path(tempfile.gettempdir(), f"mshnet-cache-{os.getuid()}")
+        limit_bytes, chosen = int(limit_gib * 2**30), os.environ.get(DIRECTORY)
+        if not chosen:
+            return _default(limit_bytes)
+        folder = os.path.expanduser(chosen)
+        if not os.path.isabs(folder):  # processes of one job have different working directories
+            raise InputError(f"{DIRECTORY} must be an absolute path, got {chosen!r}")
         try:
-            cache = NodeCache(folder, int(limit_gib * 2**30))
+            return NodeCache(folder, limit_bytes)
         except OSError as error:
-            raise InputError(f"cannot make the cache's folder ({error}); set {DIRECTORY} to another") from error
-        found = cache.folder.lstat()
-        # Anybody may make folders below the temporary one.
-        if not os.environ.get(DIRECTORY) and (not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid()):
-            raise InputError(f"expected {str(folder)!r} to be a folder of yours, found another's; set {DIRECTORY}")
-        return cache
+            raise InputError(
+                f"expected {DIRECTORY} to be a folder that this user may write to, found {chosen!r} ({error}); "
+                "set it to another, or allow it"
+            ) from error
 
     def map(self, shard: Shard, fetch: Fetch) -> mmap.mmap:
         """The shard in memory: fetched where it is not there, awaited where another process fetches it.
@@ -195,6 +201,27 @@ class NodeCache:
                     with contextlib.suppress(FileNotFoundError):  # another process's fetch has ended
                         files.append(_File(Path(entry.path), entry.stat(), match["size"]))
         return files
+
+
+def _default(limit_bytes: int) -> NodeCache:
+    """Among the user's caches, else below the temporary folder, which lies in memory on many nodes."""
+    for caches in (os.environ.get(HOME, ""), os.path.expanduser("~/.cache")):
+        if os.path.isabs(caches):
+            with contextlib.suppress(OSError):  # a home folder that cannot be written
+                return NodeCache(Path(caches, "mshnet"), limit_bytes)
+    folder = Path(tempfile.gettempdir(), f"mshnet-cache-{os.getuid()}")
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        # Anybody may make folders there.
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            raise InputError(f"expected {str(folder)!r} to be a folder of yours, found another's; set {DIRECTORY}")
+        return NodeCache(folder, limit_bytes)
+    except OSError as error:
+        raise InputError(
+            f"expected a folder for the cache that this user may write to, found none in the home folder nor at "
+            f"{str(folder)!r} ({error}); set {DIRECTORY} to one"
+        ) from error
 
 
 @dataclass(frozen=True)

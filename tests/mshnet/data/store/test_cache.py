@@ -372,26 +372,69 @@ def test_who_waits_goes_on_when_the_one_that_fetches_is_killed(remote: list[tupl
     assert found == [path.read_bytes()]
 
 
-def test_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv(DIRECTORY, raising=False)
-    monkeypatch.delenv(LIMIT, raising=False)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home folder with nothing in it; the temporary folder lies beside it."""
+    for name in (DIRECTORY, LIMIT, "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    return tmp_path / "home"
+
+
+def test_it_lies_among_the_users_caches(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = NodeCache.from_environment()
-    assert cache.folder == tmp_path / f"mshnet-cache-{os.getuid()}"
-    assert cache.limit_bytes == 32 * 2**30
+    assert (cache.folder, cache.limit_bytes) == (home / ".cache" / "mshnet", 32 * 2**30)
     assert cache.folder.stat().st_mode & 0o777 == 0o700
-    cache.folder.rmdir()
-    cache.folder.symlink_to(tmp_path)  # laid there by somebody else
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    assert NodeCache.from_environment().folder == tmp_path / "caches" / "mshnet"
+    monkeypatch.setenv("XDG_CACHE_HOME", "caches")  # the standard has relative ones ignored
+    assert NodeCache.from_environment().folder == home / ".cache" / "mshnet"
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_without_a_home_it_lies_below_the_temporary_folder(home: Path, tmp_path: Path) -> None:
+    home.rmdir()
+    home.write_bytes(b"")  # root may write to any folder
+    cache = NodeCache.from_environment()
+    assert cache.folder == tmp_path / "tmp" / f"mshnet-cache-{os.getuid()}"
+    assert cache.folder.stat().st_mode & 0o777 == 0o700
+    shutil.rmtree(cache.folder)
+    (tmp_path / "others").mkdir()
+    cache.folder.symlink_to(tmp_path / "others")  # laid there by somebody else
     with pytest.raises(InputError, match=f"to be a folder of yours, found another's; set {DIRECTORY}"):
         NodeCache.from_environment()
-    (tmp_path / "file").write_bytes(b"")
-    monkeypatch.setenv(DIRECTORY, str(tmp_path / "file" / "cache"))
-    with pytest.raises(InputError, match=f"cannot make the cache's folder .*Not a directory.*; set {DIRECTORY}"):
+    assert list((tmp_path / "others").iterdir()) == []
+    cache.folder.unlink()
+    (tmp_path / "tmp").rmdir()
+    with pytest.raises(InputError, match=f"expected a folder for the cache .*{cache.folder}.*; set {DIRECTORY} to one"):
         NodeCache.from_environment()
-    monkeypatch.setenv(DIRECTORY, str(tmp_path / "mine"))
+
+
+def test_it_lies_where_it_is_told(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(LIMIT, "0.5")
+    monkeypatch.setenv(DIRECTORY, str(tmp_path / "mine"))
     cache = NodeCache.from_environment()
     assert (cache.folder, cache.limit_bytes) == (tmp_path / "mine", 2**29)
+    monkeypatch.setenv(DIRECTORY, "~/mine")
+    assert NodeCache.from_environment().folder == home / "mine"
+    monkeypatch.chdir(tmp_path)
+    for relative in ("mine", "./mine", "~nobody-of-this-name/mine"):
+        monkeypatch.setenv(DIRECTORY, relative)
+        with pytest.raises(InputError, match=f"{DIRECTORY} must be an absolute path, got '{relative}'"):
+            NodeCache.from_environment()
+
+
+@pytest.mark.parametrize("below", ["", "cache"])
+def test_a_place_that_cannot_be_written_is_named(below: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = f"/proc/self/{below}"  # where not even root may make a file
+    monkeypatch.setenv(DIRECTORY, place)
+    with pytest.raises(
+        InputError, match=f"expected {DIRECTORY} to be a folder that this user may write to, .*'{place}'"
+    ):
+        NodeCache.from_environment()
 
 
 @pytest.mark.parametrize("given", ["0", "-1", "much", "inf", "nan", ""])
