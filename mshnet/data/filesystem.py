@@ -12,7 +12,12 @@ from fsspec.implementations.local import LocalFileSystem
 
 from mshnet.errors import InputError
 
-_USER = re.compile(r"://[^/?]*:(?!\d+(/|$)).*@|^s3a?://[^/]*@")  # not the colon of HOST:PORT, nor an @ further on
+_USER = re.compile(
+    r"(?<!abfs)(?<!abfss)://[^/]*@"  # Azure has CONTAINER@ACCOUNT there
+    r"|://[^/?]*:(?!\d+(/|$)).*@"  # passwords may have a slash; not the colon of HOST:PORT
+    r"|s3a?://[^/]*:.*@",  # which S3 has not
+    re.IGNORECASE,
+)
 _SIGNATURE = re.compile(r"://.*[?&][^=&/]*(sig|token|credential|secret|passw|key_?id)[^=&/]*=", re.IGNORECASE)
 
 
@@ -60,12 +65,16 @@ def _object_store(process: int, environment: tuple[tuple[str, str], ...], quick:
     return ObjectStore(**limits, skip_instance_cache=True)
 
 
+def secret_in(uri: str) -> str | None:
+    """What of a URI is a credential, in words that do not repeat it; None for a bare one."""
+    if _SIGNATURE.search(uri):
+        return "a key or signature after the ?"
+    return "a user or password before the @" if _USER.search(uri) else None
+
+
 def refuse_secrets(uri: str) -> None:
     """Raise InputError, without repeating it, for a URI with a user and password or a signature in it."""
-    found = "a user or password before the @" if _USER.search(uri) else None
-    if _SIGNATURE.search(uri):
-        found = "a key or signature after the ?"
-    if found:
+    if found := secret_in(uri):
         raise InputError(
             f"expected a URI without credentials, found {found}; URIs are recorded, so give the bare URI and set "
             "AWS_PROFILE (with AWS_SHARED_CREDENTIALS_FILE) or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"

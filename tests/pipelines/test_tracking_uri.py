@@ -30,9 +30,42 @@ def test_a_database_file_is_the_same_from_any_folder(
     assert artifact_location(uri) == f"file://{file.parent}/mlartifacts"
 
 
-@pytest.mark.parametrize("uri", ["http://tracker:5000", "https://tracker", "postgresql+psycopg2://u@db/mlflow"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://tracker:5000",
+        "https://tracker",
+        "http://tracker:5000/a@b",
+        "postgresql+psycopg2://u@db/mlflow",
+        "postgresql://u@db:5432/mlflow?sslmode=require",
+    ],
+)
 def test_a_server_is_left_as_it_is_and_keeps_its_own_artifacts(uri: str) -> None:
     assert (absolute(uri), sqlite_file(uri), artifact_location(uri)) == (uri, None, None)
+
+
+def test_a_database_file_may_have_any_name() -> None:
+    assert absolute("sqlite:////data/a:b@c.db") == "sqlite:////data/a:b@c.db"
+
+
+@pytest.mark.parametrize(
+    ("uri", "advice"),
+    [
+        ("https://me:hunter2@tracker", "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+        ("https://hunter2@tracker/path", "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+        ("HTTP://me:hunter2/x@tracker:5000", "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+        ("https://tracker?token=hunter2", "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+        ("postgresql://u:hunter2@host/db", "run an MLflow server in front of the database .* PGPASSWORD"),
+        ("postgresql+psycopg2://u:123/hunter2@host:5432/db", "run an MLflow server in front of the database"),
+        ("mysql+pymysql://:hunter2@host/db", "run an MLflow server in front of the database"),
+        ("postgresql://u@host/db?password=hunter2", "run an MLflow server in front of the database"),
+        ("sqlite://u:hunter2@host", "run an MLflow server in front of the database"),
+    ],
+)
+def test_a_password_is_refused_and_not_repeated(uri: str, advice: str) -> None:
+    with pytest.raises(InputError, match=rf"expected a tracking URI without credentials, found a .*{advice}") as caught:
+        absolute(uri)
+    assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,13 @@ def test_an_unknown_kind_is_named(uri: str) -> None:
         f"https://host/store?sv=1&sig={SECRET}",
         f"gs://bucket/store?access_token={SECRET}",
         f"s3://bucket/store?aws_secret_access_key={SECRET}",
+        "https://hunter2@host/store",
+        "gs://hunter2@bucket/store",
+        "s3://AKIA:123/hunter2@bucket/store",
+        "s3://AKIA:123@bucket/store",
+        "S3://AKIA:123/hunter2@bucket/store",
+        "simplecache::https://hunter2@host/store",
+        f"abfs://container:{SECRET}@account.dfs.core.windows.net/store",
     ],
 )
 def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
@@ -86,6 +93,7 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
         "s3://bucket/store?versionId=3",
         "http://host:9000/store/a@b",
         "abfs://container@account.dfs.core.windows.net/store",
+        "abfss://container@account.dfs.core.windows.net/store",
         "memory://a b/ü?x=y",
     ],
 )
