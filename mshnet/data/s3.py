@@ -10,6 +10,7 @@ import math
 import os
 import posixpath
 import random
+import re
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -65,6 +66,7 @@ class ObjectStore(s3fs.S3FileSystem):  # type: ignore[misc]
     waits, until `patience_s` after its first failure. Then, and for everything else, it raises an OSError:
     ConnectionError where nothing answers, PermissionError where credentials are refused or absent,
     FileNotFoundError, FileExistsError.
+    Paths are taken literally; only `glob` gives `*?[` a meaning.
     """
 
     # Requests pass botocore's retries (by count, and off after 100 that failed in one process), s3fs's around these,
@@ -108,13 +110,34 @@ class ObjectStore(s3fs.S3FileSystem):  # type: ignore[misc]
                 # Aborting an upload follows on a failure that had its time.
                 give_up_at = give_up_at or now + (0 if method == "abort_multipart_upload" else self.patience_s)
                 if not _is_transient(error) or now + wait_s > give_up_at:
-                    raise clear from error.__cause__ or error
+                    raise clear from None if clear is error else error.__cause__ or error
             failures += 1
             # The seventh in a row is no hiccup: who waits should know what for.
             _log.log(logging.WARNING if failures == 7 else logging.DEBUG, "%s: %s; trying again", method, clear)
             await asyncio.sleep(_jitter.uniform(wait_s / 2, wait_s))
 
     call_s3 = sync_wrapper(_call_s3)
+
+    async def set_session(self, *arguments: Any, **more: Any) -> Any:
+        # Errors and warnings name the endpoint, so no secret may be in it.
+        try:
+            client = await super().set_session(*arguments, **more)
+        except ValueError as error:  # the endpoint is no URL, the region none
+            raise OSError(errno.EINVAL, re.sub(": .*@", ": ", str(error))) from None
+        if "@" in client.meta.endpoint_url:
+            raise OSError(
+                errno.EINVAL,
+                "expected AWS_ENDPOINT_URL (or the profile's endpoint_url) without user and password, found one with",
+            )
+        return client
+
+    async def _expand_path(
+        self, path: str | list[str], recursive: bool = False, maxdepth: int | None = None, assume_literal: bool = False
+    ) -> list[str]:
+        # A name is a name: `rm` would take exp1 for exp[1]. (`glob` is another way.)
+        paths = [path] if isinstance(path, str) else path
+        found: list[str] = await super()._expand_path(paths, recursive, maxdepth, assume_literal=True)
+        return found
 
     async def _mkdir(self, path: str, **_: Any) -> None:
         # Keys need no folder; s3fs would ask for the bucket each time, and make one where it finds none.
@@ -212,4 +235,8 @@ def _as_builtin(error: Exception, request: Mapping[str, Any], endpoint: str) -> 
         return PermissionError(errno.EACCES, str(error), place)
     if isinstance(error, ParamValidationError):
         return ValueError(" ".join(str(error).split()))
-    return ConnectionError(f"no answer from the object store at {endpoint}: {str(error) or 'too slow'}")
+    if isinstance(error, _TRANSIENT_ERRORS):
+        return ConnectionError(f"no answer from the object store at {endpoint}: {str(error) or 'too slow'}")
+    if isinstance(error, OSError):
+        return error
+    return OSError(errno.EINVAL, str(error), place)  # botocore's own: of its settings and files

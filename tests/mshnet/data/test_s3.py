@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import pickle
@@ -255,6 +256,35 @@ def test_a_rival_who_was_first(server: Server) -> None:
 def test_an_invalid_bucket_is_a_value(server: Server) -> None:
     with pytest.raises(ValueError, match="Invalid bucket name"):
         store().cat_file("a b/key")
+    assert server.seen == []
+
+
+@pytest.mark.parametrize("place", ["127.0.0.1:{port}", "bad host"])
+@pytest.mark.parametrize("user", ["http://me:hunter2", "http://hunter2", "http://me:hunter2/x", "me:hunter2"])
+def test_an_endpoint_with_a_password_is_refused_and_not_repeated(
+    server: Server, place: str, user: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, logger="mshnet")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"{user}@{place.format(port=server.server_port)}")
+    fs = store()
+    for _ in range(2):
+        with pytest.raises(OSError, match=r"without user and password|Invalid endpoint") as caught:
+            fs.cat_file("bucket/key")
+        assert caught.value.errno == errno.EINVAL
+        for text in ("".join(traceback.format_exception(caught.value)), caplog.text, str(pickle.dumps(caught.value))):
+            assert "hunter2" not in text
+    assert server.seen == []
+
+
+def test_settings_that_cannot_be_read_are_said_at_once(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config").write_text("[profile\nregion")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    with pytest.raises(OSError, match="Unable to parse config file") as caught:
+        store().cat_file("bucket/key")
+    assert caught.value.errno == errno.EINVAL
+    assert not isinstance(caught.value, ConnectionError)
     assert server.seen == []
 
 
