@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import posixpath
@@ -41,10 +42,27 @@ def create_atomically(uri: str, data: bytes | memoryview) -> None:
         with _temporary(path) as file:
             file.write(data)
             _to_disk(file)
-            os.link(file.name, path)
+            try:
+                os.link(file.name, path)
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+                    raise
+                _create_in_place(path, data)
     else:
         fs.makedirs(posixpath.dirname(path), exist_ok=True)
         fs.pipe_file(path, bytes(data), mode="create")
+
+
+def _create_in_place(path: str, data: bytes | memoryview) -> None:
+    # For file systems without hard links (FAT, some of FUSE). One of all still wins, but others may see its file
+    # before it is whole, and SIGKILL or a power cut in between leaves it so.
+    with open(path, "xb") as file:
+        try:
+            file.write(data)
+            _to_disk(file)
+        except BaseException:
+            os.unlink(path)
+            raise
 
 
 def put_file(local_path: str | os.PathLike[str], uri: str) -> None:

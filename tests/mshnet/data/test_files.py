@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -77,6 +78,41 @@ def test_one_of_many_creates_it(tmp_path: Path) -> None:
     assert won.count(True) == 1
     assert (tmp_path / "manifest.json").read_bytes() == bytes([won.index(True)]) * 100_000
     assert os.listdir(tmp_path) == ["manifest.json"]
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_one_of_many_creates_it_without_hard_links_too(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refuse)
+    test_one_of_many_creates_it(tmp_path)
+
+
+def test_without_hard_links_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        monkeypatch.setattr(os, "fsync", full)
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        create_atomically(str(tmp_path / "manifest.json"), b"data")
+    assert os.listdir(tmp_path) == []
+
+
+def test_another_reason_not_to_link_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(OSError, match="Input/output error"):
+        create_atomically(str(tmp_path / "manifest.json"), b"data")
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("kind", ["local", "file", "memory"])
