@@ -67,6 +67,7 @@ claim_folder() {
     if [[ -d "$DIR" && ! -f "$DIR/lock" && -n "$(ls -A "$DIR")" ]]; then
         fail "'$DIR' holds something else; set OBJECT_STORE_DIR to an empty or new folder"
     fi
+    (umask 022 && mkdir -p "$(dirname "$DIR")") # what lies beside it is not ours to close
     mkdir -p "$DIR"
     chmod 700 "$DIR"
     take_lock

@@ -256,6 +256,13 @@ def test_wrong_settings_are_named_and_start_nothing(tmp_path: Path, variables: d
     assert pids(store) == []
 
 
+def test_the_folders_above_it_stay_open_to_others(tmp_path: Path) -> None:
+    store = ObjectStore(tmp_path / "outputs" / "deep" / "store", free_port())
+    assert store.run("start", OBJECT_STORE_PORT="http").returncode == 1  # not before it has made its folder
+    modes = [stat.S_IMODE(folder.stat().st_mode) for folder in (store.folder, *store.folder.parents[:2])]
+    assert modes == [0o700, 0o755, 0o755]
+
+
 def test_a_port_in_use_is_named(object_store: ObjectStore, tmp_path: Path) -> None:
     done = ObjectStore(tmp_path / "store", object_store.port).run("start")
     assert done.returncode == 1
