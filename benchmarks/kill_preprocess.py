@@ -275,7 +275,7 @@ def main() -> int:
     """Run the rounds and print the table. 0: no store differs and every job went on by itself where it had to."""
     arguments = tyro.cli(Arguments, description=__doc__)
     scratch = Path(tempfile.mkdtemp(prefix="mshnet-kill-"))
-    below = f"{absolute(arguments.store).rstrip('/') or scratch}/kill-{uuid.uuid4().hex[:8]}"
+    below = f"{absolute(arguments.store or str(scratch))}/kill-{uuid.uuid4().hex[:8]}"
     fs, path = filesystem(below)
     try:
         return _rounds(arguments, scratch / "source", below)

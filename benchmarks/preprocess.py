@@ -324,7 +324,7 @@ def _measure(arguments: Arguments, scratch: Path) -> None:
         plain.append(loop(arguments.small))
         print(f"plain loop: {plain[-1].seconds:.1f} s", file=sys.stderr, flush=True)
         for number, (label, (source, workers)) in enumerate(plan.items()):
-            store = f"{absolute(arguments.store).rstrip('/') or scratch}/preprocess-{os.getpid()}-{repetition}-{number}"
+            store = f"{absolute(arguments.store or str(scratch))}/preprocess-{os.getpid()}-{repetition}-{number}"
             try:
                 # As few images in as many processes: the tiny set has two shards too.
                 per_shard = -(-arguments.startup_images // 2) if source == tiny else arguments.images_per_shard

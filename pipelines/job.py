@@ -72,8 +72,8 @@ def resolved(config: CrossValidationConfig) -> CrossValidationConfig:
         config,
         source=storage.absolute(config.source),
         store=storage.absolute(config.store),
-        split_lists=storage.absolute(config.split_lists),
-        backbone_weights=weights if weights in ("imagenet", "random") else storage.absolute(weights),
+        split_lists=config.split_lists and storage.absolute(config.split_lists),
+        backbone_weights=weights if weights in ("imagenet", "random", "") else storage.absolute(weights),
         tracking_uri=tracking_uri.absolute(config.tracking_uri),
     )
 

@@ -6,19 +6,35 @@ import hashlib
 import json
 import os
 import posixpath
+import re
 import uuid
 from collections.abc import Mapping
 from typing import Any
 
 from mshnet.data.files import create_atomically, write_atomically
 from mshnet.data.files import remove_orphans as remove_orphans
-from mshnet.data.filesystem import filesystem, is_local, is_s3
+from mshnet.data.filesystem import filesystem, is_local, is_s3, refuse_secrets
 from mshnet.errors import InputError
 
 
 def absolute(uri: str) -> str:
-    """A local path made absolute, because workers have another working directory; other URIs as they are."""
-    return uri if "://" in uri or not uri else os.path.abspath(os.path.expanduser(uri))
+    """A local path made absolute, because workers have another working directory; a URI with single slashes.
+
+    Raises InputError for an empty one, and for a remote one that carries credentials or would be taken for a pattern.
+    """
+    if not uri:
+        raise InputError(
+            "expected a folder or URI, found an empty one; name one, such as outputs/store or s3://BUCKET/x"
+        )
+    if "://" not in uri:
+        return os.path.abspath(os.path.expanduser(uri))
+    if not is_local(uri):
+        refuse_secrets(uri)
+        if not is_s3(uri) and re.search(r"[*?[]", uri):  # fsspec would delete all that matches
+            raise InputError(f"expected a URI without any of * ? [, found {uri!r}; choose another name")
+    scheme, _, place = uri.partition("://")
+    place = re.sub(r"(?<![:/])/{2,}", "/", place)  # not the slashes of a second scheme, after ::
+    return f"{scheme}://{place.rstrip('/') or place[:1]}"
 
 
 def join(uri: str, *names: str) -> str:
@@ -178,7 +194,7 @@ def _trouble(uri: str, error: Exception, verb: str) -> tuple[str, str]:
         )
     if isinstance(error, ConnectionError):
         return str(error), "start the server, or correct AWS_ENDPOINT_URL (or the profile's endpoint_url)"
-    return f"{type(error).__name__}: {error}", "mend it (AWS_ENDPOINT_URL, AWS_REGION) and start again"
+    return f"{type(error).__name__}: {error}", "mend it (AWS_CONFIG_FILE, AWS_ENDPOINT_URL, AWS_REGION) and start again"
 
 
 def for_arrow(uri: str) -> tuple[str, Any]:

@@ -85,7 +85,7 @@ def _write(uri: str, table: pa.Table) -> str:
 
 def _read(uri: str, sha256: str) -> pa.Table:
     fs, path = filesystem(uri)
-    data = fs.cat_file(posixpath.normpath(path))
+    data = fs.cat_file(path)
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
         raise InputError(

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from mshnet.data.filesystem import filesystem
 from mshnet.errors import InputError
 from pipelines import storage
 from tests.object_store import ObjectStore
@@ -38,8 +39,42 @@ def test_local_paths_are_made_absolute_and_uris_left_alone(tmp_path: Path, monke
     assert storage.absolute("outputs/../store") == os.path.join(os.getcwd(), "store")
     assert storage.absolute("~/store") == "/home/someone/store"
     assert storage.absolute("/store/") == "/store"
-    for uri in ("s3://bucket/store", "memory://store", "file:///store", ""):
+    for uri in ("s3://bucket/store", "memory://store", "file:///store", "file:///", "s3://b/[1]*?"):
         assert storage.absolute(uri) == uri
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("s3://b/x//", "s3://b/x"),
+        ("s3://b//x///y/", "s3://b/x/y"),
+        ("s3://b/", "s3://b"),
+        ("memory://x//y/", "memory://x/y"),
+        ("file:////a//b/", "file:///a/b"),
+        ("zip://a//b::s3://c//d/", "zip://a/b::s3://c/d"),
+    ],
+)
+def test_a_place_has_one_spelling(given: str, kept: str) -> None:
+    assert storage.absolute(given) == kept
+
+
+def test_an_empty_place_is_none() -> None:
+    with pytest.raises(InputError, match=r"expected a folder or URI, found an empty one; name one, such as"):
+        storage.absolute("")
+
+
+@pytest.mark.parametrize("uri", ["memory://exp[1]/store", "memory://exp*", "gs://bucket/what?"])
+def test_a_place_that_would_be_a_pattern_is_refused(uri: str) -> None:
+    with pytest.raises(InputError) as caught:
+        storage.absolute(uri)
+    assert f"expected a URI without any of * ? [, found {uri!r}" in str(caught.value)
+
+
+def test_credentials_are_refused_before_anything_is_repeated() -> None:
+    for uri in ("gs://hunter2@bucket/a*", "https://host/a?sig=hunter2", "s3://key:hunter2@bucket"):
+        with pytest.raises(InputError, match="without credentials") as caught:
+            storage.absolute(uri)
+        assert "hunter2" not in str(caught.value)
 
 
 def test_join_and_below_are_inverse() -> None:
@@ -98,6 +133,39 @@ def test_a_folder_is_removed_with_all_in_it_and_nothing_else(root: str) -> None:
     storage.remove(storage.join(root, "run"))
     assert not storage.exists(storage.join(root, "run"))
     assert storage.read_bytes(storage.join(root, "runner/c")) == b"x"
+
+
+@pytest.mark.parametrize("name", ["exp[1]", "exp?", "exp*"])
+@pytest.mark.parametrize("root", ["local", "s3"], indirect=True)
+def test_a_name_is_never_a_pattern(root: str, name: str) -> None:
+    kept, gone = storage.join(root, "exp1", "scratch", "a"), storage.join(root, name, "scratch", "a")
+    for remove in (lambda: storage.remove(storage.join(root, name, "scratch")), lambda: delete_dir(root, name)):
+        storage.write_bytes(kept, b"kept")
+        storage.write_bytes(gone, b"gone")
+        assert storage.sizes(storage.join(root, name, "scratch")) == {"a": 4}
+        remove()
+        assert storage.read_bytes(kept) == b"kept"
+        assert not storage.exists(gone)
+
+
+def delete_dir(root: str, name: str) -> None:
+    """As Ray Train deletes a checkpoint."""
+    from ray.train.v2._internal.execution import storage as ray_storage
+
+    path, arrow = storage.for_arrow(root)
+    ray_storage.delete_fs_path(arrow, f"{path}/{name}/scratch")
+
+
+def test_folders_are_still_put_found_and_globbed(s3_folder: str, tmp_path: Path) -> None:
+    for name in ("a", "deep/b"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    fs, path = filesystem(s3_folder)
+    fs.put(f"{tmp_path}/", f"{path}/x[1]", recursive=True)
+    assert fs.find(f"{path}/x[1]") == [f"{path}/x[1]/a", f"{path}/x[1]/deep/b"]
+    assert fs.glob(f"{path}/x*/deep/*") == [f"{path}/x[1]/deep/b"]
+    fs.get(f"{path}/x[1]/", f"{tmp_path}/back", recursive=True)
+    assert (tmp_path / "back" / "deep" / "b").read_bytes() == b"x"
 
 
 def test_a_folder_is_listed_with_sizes(root: str) -> None:
@@ -202,6 +270,22 @@ def test_a_server_that_is_not_there_is_said_within_seconds(trouble: str, monkeyp
             storage.check_readable("s3://mshnet/store")
 
 
+def test_settings_that_are_wrong_are_not_a_server_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config").write_text("[profile\nregion")
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in {**WRONG, "AWS_CONFIG_FILE": str(tmp_path / "config")}.items():
+        monkeypatch.setenv(name, value)
+    for check in (storage.check_writable, storage.check_readable):
+        with pytest.raises(InputError, match=rf"config file.*{tmp_path}/config.*; mend it \(AWS_CONFIG_FILE, "):
+            check("s3://mshnet/store")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/absent")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://me:hunter2@127.0.0.1:1")
+    with pytest.raises(InputError, match=r"without user and password.*; mend it .*AWS_ENDPOINT_URL") as caught:
+        storage.check_writable("s3://mshnet/store")
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+
+
 @pytest.mark.parametrize("root", ["local", "s3"], indirect=True)
 def test_ray_train_keeps_its_checkpoints_there(root: str, tmp_path: Path) -> None:
     """What Ray Train does with its storage, by its own functions, with a file system that was sent to a worker."""
@@ -231,10 +315,10 @@ def test_ray_train_keeps_its_checkpoints_there(root: str, tmp_path: Path) -> Non
 def test_arrow_writes_where_we_read(root: str) -> None:
     import pyarrow.fs
 
-    path, filesystem = storage.for_arrow(root)
-    assert isinstance(filesystem, pyarrow.fs.LocalFileSystem) == ("://" not in root)
-    filesystem.create_dir(f"{path}/run")
-    with filesystem.open_output_stream(f"{path}/run/state.pt") as file:
+    path, arrow = storage.for_arrow(root)
+    assert isinstance(arrow, pyarrow.fs.LocalFileSystem) == ("://" not in root)
+    arrow.create_dir(f"{path}/run")
+    with arrow.open_output_stream(f"{path}/run/state.pt") as file:
         file.write(b"state")
     assert storage.read_bytes(storage.join(root, "run", "state.pt")) == b"state"
 
@@ -242,9 +326,9 @@ def test_arrow_writes_where_we_read(root: str) -> None:
 def test_a_local_file_uri_is_local_to_arrow(tmp_path: Path) -> None:
     import pyarrow.fs
 
-    path, filesystem = storage.for_arrow(f"file://{tmp_path}")
+    path, arrow = storage.for_arrow(f"file://{tmp_path}")
     assert path == str(tmp_path)
-    assert isinstance(filesystem, pyarrow.fs.LocalFileSystem)
+    assert isinstance(arrow, pyarrow.fs.LocalFileSystem)
 
 
 def test_folders_are_found_by_a_file_in_them(root: str) -> None:
