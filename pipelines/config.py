@@ -136,7 +136,7 @@ class CrossValidationConfig(Record):
     """Leave classes out that have fewer than shot + 1 images, and say so beside every number; else they are an
     error."""
     images_per_shard: int = 2000
-    """Images in one file of the store (473 px JPEG: about 64 KiB each)."""
+    """Images in one file of the store (473 px: about 120 kB each, masks included)."""
     backbone_weights: str = "imagenet"
     """imagenet (torchvision's, downloaded once), random (from the seed, batch norm fitted to training images), or a
     path or URI of safetensors or a torch state dict."""

@@ -173,13 +173,16 @@ def execute(targets: Sequence[Stage]) -> dict[str, Result]:
             (ready,), _ = ray.wait(list(waiting), num_returns=1)
             stage = waiting.pop(ready)
             try:
-                result, note = ray.get([ready, notes[stage.name]])
+                result, (note, kept) = ray.get([ready, notes[stage.name]])
             except ray.exceptions.RayError as error:
                 failures[stage.name] = _cause(error)
             else:
                 if note:
                     LOG.warning("%s: %s", stage.name, note)
-                if stage.images:
+                if stage.images and kept:  # no work, so not to count for the rate
+                    image_bar.total -= stage.images
+                    image_bar.refresh()
+                elif stage.images:
                     size_bytes += int(result["size_bytes"])
                     image_bar.set_postfix_str(f"{size_bytes / 1e6:.0f} MB written", refresh=False)
                     image_bar.update(stage.images)
@@ -230,8 +233,8 @@ class _Task:
         return _Task(stage.name, stage.result, stage.run, stage.arguments, stage.holds, stage.exclusive, stage.scratch)
 
 
-def _run(task: _Task, order: list[Any], *needed: Result) -> tuple[Result, str]:
-    """The task's body: the stage's result, and what the user should be told ("" mostly).
+def _run(task: _Task, order: list[Any], *needed: Result) -> tuple[Result, tuple[str, bool]]:
+    """The task's body: the stage's result; what the user should be told ("" mostly), whether an earlier one was kept.
 
     References inside a list are not resolved by Ray, so a failed one only orders.
     """
@@ -242,7 +245,7 @@ def _run(task: _Task, order: list[Any], *needed: Result) -> tuple[Result, str]:
     if task.holds:
         recorded = storage.read_json(task.result)
         if recorded is not None and task.holds(recorded):
-            return recorded, ""
+            return recorded, ("", True)
     result, note = task.run(*task.arguments, *needed), ""
     if task.exclusive:
         note = _write_once(task.result, result)
@@ -250,7 +253,7 @@ def _run(task: _Task, order: list[Any], *needed: Result) -> tuple[Result, str]:
         storage.write_json(task.result, result)
     if task.scratch:
         storage.remove(task.scratch)
-    return result, note
+    return result, (note, False)
 
 
 def _write_once(uri: str, result: Result) -> str:
@@ -262,7 +265,8 @@ def _write_once(uri: str, result: Result) -> str:
             "of the libraries encode otherwise; what is there was left alone. Use another --store, or python -m "
             "pipelines.preprocess --repair to replace it"
         )
-    return f"{uri!r} was there first, with the same contents (another job's, or from before a repair); using it"
+    # It may also be this job's own, where the answer to the first try was lost.
+    return f"{uri!r} was there first, with the same contents; another job wrote it, or this one before; using it"
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -57,7 +57,7 @@ def report(results: Callable[[], Any], prog: str) -> int:
         logging.getLogger(library).setLevel(logging.WARNING)
     try:
         found = results()
-    except (InputError, dag.StageFailedError) as error:
+    except (InputError, dag.StageFailedError, OSError) as error:  # OSError: a disk or an object store that went away
         print(f"{prog}: {error}", file=sys.stderr)
         return 1
     sys.stderr.flush()
@@ -81,11 +81,14 @@ def resolved(config: CrossValidationConfig) -> CrossValidationConfig:
 def run(config: CrossValidationConfig, dry_run: bool, wanted: Wanted) -> list[Any]:
     """Everything between parsing and printing. Raises InputError before anything expensive starts."""
     scan.check(config)
+    if config.split_lists:
+        storage.check_readable(config.split_lists)
     if not dry_run:
         storage.check_writable(config.store)
     trains = any(stage.run is train.train_fold for stage in _upstream(wanted(build(config, scan.UNKNOWN, ""))))
     weights = weights_id(config) if trains else ""
     with connected(config.compute.ray_address) as resources:
+        LOG.info("scanning %s", config.source)
         scanned = scan.scan(config, record=not dry_run)
         planned = dag.plan(wanted(build(config, scanned, weights)))
         if dry_run:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mshnet.config import ImageFormat
 from mshnet.data.filesystem import is_local
+from mshnet.errors import InputError
 from pipelines import storage
 from pipelines.config import CrossValidationConfig, JobArguments, fingerprint
 from pipelines.dag import Stage
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 CODE_VERSION = 2
 """Raise it when the same source would give other shards."""
+IMAGES = "images"
 MANIFEST = "manifest.json"
 SHARDS = "shards"
 READERS = 8
@@ -35,30 +37,29 @@ class PreprocessArguments(JobArguments):
     """What `python -m pipelines.preprocess` takes."""
 
     verify: bool = False
-    """Check the sealed stores of this data set and image size under --store end to end: hashes, counts, every
-    picture and mask. Needs no source; ends with 1 where something is wrong."""
+    """Check the sealed stores of this data set under --store end to end: hashes, counts, every picture and mask.
+    Needs no source; ends with 1 where something is wrong."""
     repair: bool = False
-    """Check this source's store likewise, and make the shards that fail anew."""
+    """Check the sealed stores of this source under --store likewise, and make the shards that fail anew."""
+
+    def __post_init__(self) -> None:
+        if self.verify + self.repair + self.dry_run > 1:
+            raise InputError("--verify, --repair and --dry-run are three things to do: give one of them")
 
 
 def store_uri(config: CrossValidationConfig, scanned: Scan) -> str:
     """Where this source's images lie: one place for every fold, shot and seed."""
     key = fingerprint("images", CODE_VERSION, scanned.fingerprint, _format(config.images), config.images_per_shard)
-    return storage.join(config.store, "images", f"{prefix(config)}{key}")
-
-
-def prefix(config: CrossValidationConfig) -> str:
-    """How the names of this data set's image stores begin at this size."""
-    return f"{config.dataset}-{config.images.image_size_px}px-"
+    return storage.join(config.store, IMAGES, f"{config.dataset}-{config.images.image_size_px}px-{key}")
 
 
 def _format(images: ImageFormat) -> Mapping[str, Any]:
     return {"size": images.image_size_px, "encoding": images.encoding, "quality": images.jpeg_quality}
 
 
-def stages(config: CrossValidationConfig, scanned: Scan, replace: bool = False) -> Stage:
-    """The shard tasks and the one that seals the store; `replace` lets it write over another manifest."""
-    folder = store_uri(config, scanned)
+def stages(config: CrossValidationConfig, scanned: Scan, mend: str = "") -> Stage:
+    """The shard tasks and the one that seals the store; `mend` is one to write over, manifest and all."""
+    folder = mend or store_uri(config, scanned)
     starts = range(0, scanned.images, config.images_per_shard)
     shards = tuple(
         _shard_stage(config, scanned, folder, f"{number + 1}/{len(starts)}", start)
@@ -71,7 +72,7 @@ def stages(config: CrossValidationConfig, scanned: Scan, replace: bool = False) 
         arguments=(config, folder, scanned),
         needs=shards,
         complete=_ShardsAreThere(folder),
-        exclusive=not replace,
+        exclusive=not mend,
     )
 
 
@@ -111,9 +112,9 @@ class _ShardsAreThere:
     folder: str
 
     def __call__(self, result: Mapping[str, Any]) -> bool:
-        # Another schema counts as there, so that opening it can say so instead of overwriting it.
+        # A manifest of another schema or a damaged one counts as there, so that opening it can say so.
         sizes = storage.sizes(self.folder)
-        return all(sizes.get(shard["name"]) == shard["size_bytes"] for shard in result.get("shards", ()))
+        return all(sizes.get(shard.get("name")) == shard.get("size_bytes") for shard in result.get("shards", ()))
 
 
 def preprocess_shard(

@@ -11,7 +11,7 @@ from pathlib import Path
 from pipelines.config import CrossValidationConfig
 from pipelines.scan import Scan
 
-PACKAGES = ("mshnet", "torch", "torchvision", "ray", "mlflow", "numpy", "pyarrow", "pycocotools", "fsspec")
+PACKAGES = ("mshnet", "torch", "torchvision", "ray", "mlflow", "numpy", "pyarrow", "pycocotools", "pillow", "fsspec")
 COMMIT_VARIABLE = "MSHNET_GIT_COMMIT"
 
 

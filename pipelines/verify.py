@@ -4,58 +4,83 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from mshnet.errors import InputError
 from pipelines import dag, preprocess, scan, storage
 from pipelines.cluster import connected
 from pipelines.config import CrossValidationConfig
-from pipelines.preprocess import MANIFEST, SHARDS
+from pipelines.preprocess import IMAGES, MANIFEST, SHARDS
+from pipelines.scan import Scan
 
 if TYPE_CHECKING:
     from mshnet.data.store.manifest import Manifest
 
 
 def verify(config: CrossValidationConfig) -> list[Mapping[str, Any]]:
-    """Every sealed store of this data set and image size, looked at by Ray tasks; what each one holds.
+    """Every sealed store of this data set, looked at by Ray tasks; what each one holds.
 
     Raises InputError, naming every shard that is wrong, or where there is no such store.
     """
-    images = storage.join(config.store, "images")
-    stores = [uri for uri in storage.folders_with(images, MANIFEST) if _name(uri).startswith(preprocess.prefix(config))]
+    storage.check_readable(config.store)
+    stores = _sealed(config)
     if not stores:
         raise InputError(
-            f"expected a sealed store {preprocess.prefix(config)}* below {images!r}, found none; preprocess first, or "
-            "give the --dataset, --image-size-px and --store that it was made with"
+            f"expected a sealed store {config.dataset}-* below {storage.join(config.store, IMAGES)!r}, found none; "
+            "preprocess first, or give the --dataset and --store that it was made with"
         )
+    problems: dict[str, list[str]] = {}
     with connected(config.compute.ray_address):
-        problems = {uri: _problems(uri, _manifest(uri)) for uri in stores}
+        for uri in stores:
+            try:
+                problems[uri] = list(_problems(uri, _manifest(uri)).values())
+            except InputError as error:  # the other stores are looked at all the same
+                problems[uri] = [str(error)]
     if any(problems.values()):
-        found = "\n".join(f"  {uri}: {line}" for uri, of_store in problems.items() for line in of_store.values())
-        raise InputError(f"expected whole stores, found:\n{found}\nrun the same command with --repair instead")
+        found = "\n".join(f"  {uri}: {line}" for uri, lines in problems.items() for line in lines)
+        raise InputError(
+            f"expected whole stores, found:\n{found}\nmend shards with --repair instead of --verify, and the "
+            "--dataset, --source and --store that they were made with"
+        )
     return [_summary(uri) for uri in stores]
 
 
 def repair(config: CrossValidationConfig) -> list[Mapping[str, Any]]:
-    """This source's store, its failing shards made anew. Other shards are left as they are."""
+    """Every sealed store of this source, its failing shards made anew. Other shards are left as they are."""
     scan.check(config)
     storage.check_writable(config.store)
     with connected(config.compute.ray_address):
         scanned = scan.scan(config)
-        uri = preprocess.store_uri(config, scanned)
-        if storage.size_bytes(storage.join(uri, MANIFEST)) is None:
-            raise InputError(f"expected a sealed store to repair, found none at {uri!r}; preprocess without --repair")
-        damaged = _problems(uri, _manifest(uri))
-        for number, name in damaged:
-            storage.remove(storage.join(uri, name))
-            storage.remove(storage.join(uri, SHARDS, f"{number:05d}.json"))
-        if damaged:
-            dag.execute([preprocess.stages(config, scanned, replace=True)])
-            left = _problems(uri, _manifest(uri))
-            if left:
-                raise InputError(f"the store {uri!r} is still not whole: {'; '.join(left.values())}")
-    return [{**_summary(uri), "repaired": [name for _, name in damaged]}]
+        made = {uri: _manifest(uri) for uri in _sealed(config)}
+        stores = [uri for uri, manifest in made.items() if manifest.source_fingerprint == scanned.fingerprint]
+        if not stores:
+            raise InputError(
+                f"expected a sealed store of {config.source!r} to repair, found none of the {len(made)} below "
+                f"{storage.join(config.store, IMAGES)!r}; preprocess without --repair"
+            )
+        return [{**_summary(uri), "repaired": _repair(config, scanned, uri)} for uri in stores]
+
+
+def _repair(config: CrossValidationConfig, scanned: Scan, uri: str) -> list[str]:
+    manifest = _manifest(uri)
+    damaged = _problems(uri, manifest)
+    for number, name in damaged:
+        storage.remove(storage.join(uri, name))
+        storage.remove(storage.join(uri, SHARDS, f"{number:05d}.json"))
+    if damaged:
+        # All shards but the last hold equally many.
+        as_made = replace(config, images=manifest.format, images_per_shard=manifest.shards[0].rows)
+        dag.execute([preprocess.stages(as_made, scanned, mend=uri)])
+        left = _problems(uri, _manifest(uri))
+        if left:
+            raise InputError(f"the store {uri!r} is still not whole: {'; '.join(left.values())}")
+    return [name for _, name in damaged]
+
+
+def _sealed(config: CrossValidationConfig) -> list[str]:
+    found = storage.folders_with(storage.join(config.store, IMAGES), MANIFEST)
+    return [uri for uri in found if _name(uri).startswith(f"{config.dataset}-")]
 
 
 def _problems(uri: str, manifest: Manifest) -> dict[tuple[int, str], str]:
@@ -83,7 +108,7 @@ def _problems(uri: str, manifest: Manifest) -> dict[tuple[int, str], str]:
 def _manifest(uri: str) -> Manifest:
     from mshnet.data.store.manifest import Manifest
 
-    return Manifest.from_json(storage.read_bytes(storage.join(uri, MANIFEST)).decode(errors="replace"), uri)
+    return Manifest.from_json(storage.read_bytes(storage.join(uri, MANIFEST)), uri)
 
 
 def _summary(uri: str) -> Mapping[str, Any]:

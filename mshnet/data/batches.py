@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from mshnet.data.episodes import Episode
 from mshnet.data.store.images import ImageStore
+from mshnet.errors import InputError
 
 READ_AHEAD_EPISODES = 4096
 """Of how many episodes to come the shards are asked for at once: two random images of each touch some thousand."""
@@ -115,4 +116,12 @@ def load_batches(
         # Forking a process that holds Ray's and torch's threads can hang.
         multiprocessing_context="spawn" if processes else None,
     )
-    return iter(loader)
+    return _without_traceback(iter(loader))
+
+
+def _without_traceback(batches: Iterator[EpisodeBatch]) -> Iterator[EpisodeBatch]:
+    # Torch wraps what a loader process raises in the text of its traceback.
+    try:
+        yield from batches
+    except InputError as error:
+        raise InputError(str(error).rsplit("InputError: ", 1)[-1].strip()) from None

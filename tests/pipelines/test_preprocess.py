@@ -144,8 +144,21 @@ def test_verify_says_what_is_there(config: CrossValidationConfig) -> None:
         "images": 70,
         "size_bytes": sum(shard["size_bytes"] for shard in manifest["shards"]),
     }
-    with pytest.raises(InputError, match=r"expected a sealed store coco-65px-\* .* found none"):
-        verify.verify(replace(config, images=ImageFormat(image_size_px=65)))
+    with pytest.raises(InputError, match=r"expected a sealed store pascal-\* .* found none"):
+        verify.verify(replace(config, dataset="pascal"))
+
+
+def test_a_store_that_cannot_be_read_does_not_hide_the_others(config: CrossValidationConfig) -> None:
+    scanned, manifest = build(config)
+    folder = Path(preprocess.store_uri(config, scanned))
+    flip(folder / manifest["shards"][2]["name"], 7000)
+    old = folder.parent / "coco-33px-aold"
+    old.mkdir()
+    (old / "manifest.json").write_text((folder / "manifest.json").read_text().replace('"schema": 2', '"schema": 1'))
+    with pytest.raises(InputError) as raised:
+        verify.verify(config)
+    assert "coco-33px-aold: expected an episode store of schema version 2, found 1" in str(raised.value)
+    assert manifest["shards"][2]["name"] in str(raised.value)
 
 
 def test_verify_names_every_shard_that_fails_and_repair_makes_just_these(config: CrossValidationConfig) -> None:
@@ -162,7 +175,8 @@ def test_verify_names_every_shard_that_fails_and_repair_makes_just_these(config:
     message = str(raised.value)
     assert all((name in message) == (name != names[2]) for name in names)
     assert "--repair" in message
-    (found,) = verify.repair(config)
+    # Which store it is follows from the source: neither size nor shards need be given again.
+    (found,) = verify.repair(replace(config, images=ImageFormat(), images_per_shard=2000))
     assert found["repaired"] == [names[0], names[1], names[3]]
     assert contents(config) == before
     assert (folder / names[2]).stat().st_mtime_ns == untouched
@@ -184,6 +198,14 @@ def test_counts_that_do_not_fit_the_shards_are_found(config: CrossValidationConf
 
 
 def test_a_store_without_a_manifest_is_not_repaired(config: CrossValidationConfig) -> None:
-    with pytest.raises(InputError, match="expected a sealed store to repair, found none"):
+    with pytest.raises(InputError, match=r"expected a sealed store of .* to repair, found none of the 0"):
         verify.repair(config)
     assert not storage.folders_with(storage.join(config.store, "images"), "manifest.json")
+
+
+@pytest.mark.parametrize("flags", [["--verify", "--repair"], ["--repair", "--dry-run"], ["--verify", "--dry-run"]])
+def test_one_thing_is_done_at_a_time(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        preprocess.main([*flags, "--store", "/nowhere"])
+    assert raised.value.code == 2
+    assert "three things to do" in " ".join(capsys.readouterr().err.split())

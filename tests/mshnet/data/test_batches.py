@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Iterable
 from dataclasses import fields
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from mshnet.data.batches import READ_AHEAD_EPISODES, EpisodeBatch, EpisodeDataset, join, load_batches
 from mshnet.data.episodes import Episode
 from mshnet.data.store.images import ImageStore
+from mshnet.errors import InputError
 from tests.mshnet.data.stored import noise_image, write_store
 
 EPISODES = [
@@ -130,3 +132,16 @@ def test_what_is_read_ahead_does_not_keep_the_store(store: ImageStore, monkeypat
     gc.collect()
     assert end() is None
     assert list(announced[0])[:3] == [2, 0, 3]
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_a_damaged_shard_is_named_in_one_line_whoever_reads_it(processes: int, tmp_path: Path) -> None:
+    store = write_store(str(tmp_path), {name: noise_image(seed) for seed, name in enumerate("abcd")})
+    shard = tmp_path / store.manifest.shards[0].name
+    data = bytearray(shard.read_bytes())
+    data[data.find(b"\x89PNG") + 60] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(InputError, match=rf"expected crc32 .* in shard {shard.name}") as raised:
+        list(load_batches(EpisodeDataset(store, EPISODES), [[0, 1, 2, 3]], processes))
+    assert "Traceback" not in str(raised.value)
+    assert "\n" not in str(raised.value)
