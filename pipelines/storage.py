@@ -20,7 +20,7 @@ from mshnet.errors import InputError
 def absolute(uri: str) -> str:
     """A local path made absolute, because workers have another working directory; a URI with single slashes.
 
-    Raises InputError for an empty one, and for a remote one that carries credentials or would be taken for a pattern.
+    Raises InputError for an empty one, and for a remote one that carries credentials.
     """
     if not uri:
         raise InputError(
@@ -30,8 +30,6 @@ def absolute(uri: str) -> str:
         return os.path.abspath(os.path.expanduser(uri))
     if not is_local(uri):
         refuse_secrets(uri)
-        if not is_s3(uri) and re.search(r"[*?[]", uri):  # fsspec would delete all that matches
-            raise InputError(f"expected a URI without any of * ? [, found {uri!r}; choose another name")
     scheme, _, place = uri.partition("://")
     place = re.sub(r"(?<![:/])/{2,}", "/", place)  # not the slashes of a second scheme, after ::
     return f"{scheme}://{place.rstrip('/') or place[:1]}"
@@ -153,8 +151,10 @@ def remove(uri: str) -> None:
 def check_writable(uri: str) -> None:
     """Write a few bytes below a place and delete them, before anything expensive; a local folder is made.
 
-    Raises InputError within seconds where that cannot be.
+    Raises InputError within seconds where that cannot be, and for a name that would be taken for a pattern.
     """
+    if not is_local(uri) and not is_s3(uri) and re.search(r"[*?[]", uri):  # fsspec would delete all that matches
+        raise InputError(f"expected a URI without any of * ? [, found {uri!r}; choose another name")
     fs, path = filesystem(join(uri, f".writable-{uuid.uuid4().hex}"), quick=True)
     try:
         fs.makedirs(posixpath.dirname(path), exist_ok=True)

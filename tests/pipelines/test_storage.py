@@ -66,7 +66,7 @@ def test_an_empty_place_is_none() -> None:
 @pytest.mark.parametrize("uri", ["memory://exp[1]/store", "memory://exp*", "gs://bucket/what?"])
 def test_a_place_that_would_be_a_pattern_is_refused(uri: str) -> None:
     with pytest.raises(InputError) as caught:
-        storage.absolute(uri)
+        storage.check_writable(uri)
     assert f"expected a URI without any of * ? [, found {uri!r}" in str(caught.value)
 
 
