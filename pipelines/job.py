@@ -83,10 +83,10 @@ def run(config: CrossValidationConfig, dry_run: bool, wanted: Wanted) -> list[An
     scan.check(config)
     if config.split_lists:
         storage.check_readable(config.split_lists)
-    if not dry_run:
-        storage.check_writable(config.store)
     trains = any(stage.run is train.train_fold for stage in _upstream(wanted(build(config, scan.UNKNOWN, ""))))
     weights = weights_id(config) if trains else ""
+    if not dry_run:
+        storage.check_writable(config.store)  # last, as it makes the folder
     with connected(config.compute.ray_address) as resources:
         LOG.info("scanning %s", config.source)
         scanned = scan.scan(config, record=not dry_run)

@@ -90,7 +90,7 @@ def test_a_store_of_another_schema_is_refused_and_left_alone(tmp_path: Path, pic
     path.write_text(json.dumps({**manifest, "schema": 99}))
     outcome = run(["-m", "pipelines.train", *flags], tmp_path)
     assert outcome.code == 1
-    assert "schema version 1, found 99" in outcome.stderr
+    assert "schema version 2, found 99" in outcome.stderr
     assert json.loads(path.read_text())["schema"] == 99
 
 
