@@ -187,12 +187,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     prog, description = "python -m pipelines.preprocess", "Preprocess a labelled data set into the episode store."
     arguments = parse(PreprocessArguments, argv, prog, description)
-    config = job.resolved(arguments.cross_validation)
-    if arguments.repair:
-        return job.report(lambda: verify.repair(config), prog)
-    if arguments.verify:
-        return job.report(lambda: verify.verify(config), prog)
-    return job.report(lambda: _sealed(config, arguments.dry_run), prog)
+
+    def results() -> Any:
+        config = job.resolved(arguments.cross_validation)
+        if arguments.repair:
+            return verify.repair(config)
+        return verify.verify(config) if arguments.verify else _sealed(config, arguments.dry_run)
+
+    return job.report(results, prog)
 
 
 def _sealed(config: CrossValidationConfig, dry_run: bool) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -16,6 +17,8 @@ from pipelines.scan import Scan
 
 if TYPE_CHECKING:
     from mshnet.data.store.manifest import Manifest
+
+LOG = logging.getLogger(__name__)
 
 
 def verify(config: CrossValidationConfig) -> list[Mapping[str, Any]]:
@@ -52,14 +55,22 @@ def repair(config: CrossValidationConfig) -> list[Mapping[str, Any]]:
     storage.check_writable(config.store)
     with connected(config.compute.ray_address):
         scanned = scan.scan(config)
-        made = {uri: _manifest(uri) for uri in _sealed(config)}
-        stores = [uri for uri, manifest in made.items() if manifest.source_fingerprint == scanned.fingerprint]
+        sealed = _sealed(config)
+        stores = [uri for uri in sealed if _is_of(uri, scanned)]
         if not stores:
             raise InputError(
-                f"expected a sealed store of {config.source!r} to repair, found none of the {len(made)} below "
+                f"expected a sealed store of {config.source!r} to repair, found none of the {len(sealed)} below "
                 f"{storage.join(config.store, IMAGES)!r}; preprocess without --repair"
             )
         return [{**_summary(uri), "repaired": _repair(config, scanned, uri)} for uri in stores]
+
+
+def _is_of(uri: str, scanned: Scan) -> bool:
+    try:
+        return _manifest(uri).source_fingerprint == scanned.fingerprint
+    except InputError as error:  # another schema's, or damaged: the other stores are mended all the same
+        LOG.warning("left alone: %s", error)
+        return False
 
 
 def _repair(config: CrossValidationConfig, scanned: Scan, uri: str) -> list[str]:

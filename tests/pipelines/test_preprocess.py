@@ -159,6 +159,8 @@ def test_a_store_that_cannot_be_read_does_not_hide_the_others(config: CrossValid
         verify.verify(config)
     assert "coco-33px-aold: expected an episode store of schema version 2, found 1" in str(raised.value)
     assert manifest["shards"][2]["name"] in str(raised.value)
+    (found,) = verify.repair(config)
+    assert found["repaired"] == [manifest["shards"][2]["name"]]
 
 
 def test_verify_names_every_shard_that_fails_and_repair_makes_just_these(config: CrossValidationConfig) -> None:
@@ -209,3 +211,9 @@ def test_one_thing_is_done_at_a_time(flags: list[str], capsys: pytest.CaptureFix
         preprocess.main([*flags, "--store", "/nowhere"])
     assert raised.value.code == 2
     assert "three things to do" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("flags", [[], ["--verify"], ["--repair"]])
+def test_a_place_that_is_none_is_said_in_one_line(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert preprocess.main([*flags, "--store", ""]) == 1
+    assert "expected a folder or URI, found an empty one" in capsys.readouterr().err
