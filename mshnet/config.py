@@ -69,6 +69,9 @@ class TrainingConfig:
     """Episodes in an epoch (Pascal: 750 of each of the 15 base classes)."""
     global_batch: int = 8
     """Episodes per update, over all workers together."""
+    statistics_batch: int = 0
+    """Episodes that share batch-norm statistics, over all workers together; 0: the whole global batch. A smaller
+    number runs the global batch in parts of that size, one after the other (gradient accumulation), in less memory."""
     learning_rate: float = 0.01
     """At the start."""
     momentum: float = 0.9
@@ -94,6 +97,11 @@ class TrainingConfig:
             raise InputError(
                 f"episodes_per_epoch must be at least global_batch ({self.global_batch}), got {self.episodes_per_epoch}"
             )
+        if self.statistics_batch < 0 or self.global_batch % self.episodes_per_part:
+            raise InputError(
+                "statistics_batch must be 0 or divide global_batch, got "
+                f"{self.statistics_batch} and {self.global_batch}"
+            )
         if not 0 < self.learning_rate < math.inf:
             raise InputError(f"learning_rate must be above 0 and finite, got {self.learning_rate}")
         if not 0 <= self.seed < 2**63:
@@ -114,6 +122,16 @@ class TrainingConfig:
     def steps_per_epoch(self) -> int:
         """Updates in an epoch; a last batch that is not full is left out."""
         return self.episodes_per_epoch // self.global_batch
+
+    @property
+    def episodes_per_part(self) -> int:
+        """Episodes that go through the network together, over all workers: those that share batch statistics."""
+        return self.statistics_batch or self.global_batch
+
+    @property
+    def parts_per_update(self) -> int:
+        """Parts whose gradients are accumulated into one update."""
+        return self.global_batch // self.episodes_per_part
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of an update, counted from 0: a pure function, so there is no state to resume."""

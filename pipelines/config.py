@@ -70,11 +70,14 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig:
-    """On what it runs. Changes no number beyond rounding, so it is part of no fingerprint, the number of CPU
-    workers excepted: PyTorch synchronises batch norm between GPUs only."""
+    """On what it runs. Changes no number beyond rounding, so it is part of no fingerprint."""
 
     workers: int = 1
-    """Ray Train workers per fold; they share the global batch evenly."""
+    """Ray Train workers per fold; they share the global batch and its batch-norm statistics."""
+    min_workers: int = 0
+    """Elastic: go on with as few as this when a node is lost, with more when one comes; 0: always `workers`."""
+    elastic_check_s: float = 60.0
+    """How often an elastic fold looks for more room, seconds."""
     cpus_per_worker: int = 1
     """CPU cores of a worker."""
     use_gpu: bool = False
@@ -86,8 +89,14 @@ class ComputeConfig:
     they always are: there the backbone is quick and memory dear."""
     max_failures: int = 3
     """Times that a fold is started again from its last checkpoint after a lost worker."""
-    checkpoint_every_steps: int = 0
+    checkpoint_every_steps: int = 200
     """Checkpoint also inside an epoch, every so many updates; 0: at the end of each epoch only."""
+    compile: bool = False
+    """Compile the learnable part (torch.compile, CUDA graphs on a GPU): minutes at the start, quicker updates."""
+    profile: bool = False
+    """Trace some updates of each fold: a trace file and a table of where the time goes."""
+    log_every_steps: int = 20
+    """Updates between two points of the tracker's live curves; on a GPU also between two looks at the loss."""
     ray_address: str = ""
     """Of a running cluster; empty: the one that the environment names, else a local one."""
 
@@ -96,9 +105,16 @@ class ComputeConfig:
             raise InputError(
                 f"workers and cpus_per_worker must be 1 or more, got {self.workers} and {self.cpus_per_worker}"
             )
+        if not 0 <= self.min_workers <= self.workers:
+            raise InputError(f"min_workers must be 0..workers ({self.workers}), got {self.min_workers}")
         for name in ("loader_processes", "feature_cache_gib", "max_failures", "checkpoint_every_steps"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.log_every_steps < 1 or not 0 < self.elastic_check_s < math.inf:
+            raise InputError(
+                "log_every_steps must be 1 or more and elastic_check_s above 0, got "
+                f"{self.log_every_steps} and {self.elastic_check_s}"
+            )
 
     @property
     def feature_cache_bytes(self) -> int:
@@ -163,10 +179,10 @@ class CrossValidationConfig(Record):
                 "images_per_shard and min_object_px must be 1 or more, got "
                 f"{self.images_per_shard} and {self.min_object_px}"
             )
-        if self.training.global_batch % self.compute.workers:
+        if self.compute.workers > self.training.episodes_per_part:
             raise InputError(
-                "global_batch must be a multiple of workers, got "
-                f"{self.training.global_batch} and {self.compute.workers}"
+                "every worker needs an episode of each part of the global batch: workers must be at most "
+                f"{self.training.episodes_per_part}, got {self.compute.workers}"
             )
 
     @property
