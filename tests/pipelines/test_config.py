@@ -113,8 +113,8 @@ def test_a_replayed_file_is_checked_by_place(changes: dict[str, Any], message: s
         ),
         (
             CrossValidationConfig,
-            {"compute": ComputeConfig(workers=3)},
-            "global_batch must be a multiple of workers, got 8 and 3",
+            {"compute": ComputeConfig(workers=9)},
+            "workers must be at most 8, got 9",
         ),
     ],
 )
