@@ -114,7 +114,7 @@ def test_a_replayed_file_is_checked_by_place(changes: dict[str, Any], message: s
         (
             CrossValidationConfig,
             {"compute": ComputeConfig(workers=9)},
-            "workers must be at most 8, got 9",
+            "every worker needs an episode of each part of the global batch: workers must be at most 8, got 9",
         ),
     ],
 )
