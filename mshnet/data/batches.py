@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Protocol, runtime_checkable
+from types import TracebackType
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import UInt8
@@ -117,6 +119,42 @@ def load_batches(
         multiprocessing_context="spawn" if processes else None,
     )
     return _without_traceback(iter(loader))
+
+
+class EpisodeLoader:
+    """Batches of episodes from a store, read ahead by loader processes that live as long as this does.
+
+    The order of the batches is that of the positions, whatever `processes`. With a `device` they come on it.
+    A context manager; raises InputError as the store does.
+    """
+
+    def __init__(self, store: ImageStore, processes: int = 0, device: torch.device | None = None) -> None:
+        """`processes` loader processes; 0: this one reads."""
+        self.store, self.processes, self.device = store, processes, device
+        self.waited_s = 0.0
+        """Seconds that the consumer waited for a batch, since construction."""
+
+    def batches(self, episodes: EpisodeSequence, positions: Sequence[Sequence[int]]) -> Iterator[EpisodeBatch]:
+        """A batch of the episodes at each of the positions, in order."""
+        batches = load_batches(EpisodeDataset(self.store, episodes), positions, self.processes)
+        while True:
+            started = time.monotonic()
+            batch = next(batches, None)
+            self.waited_s += time.monotonic() - started
+            if batch is None:
+                return
+            yield batch if self.device is None else batch.to(self.device)
+
+    def close(self) -> None:
+        """End the loader processes."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 def _without_traceback(batches: Iterator[EpisodeBatch]) -> Iterator[EpisodeBatch]:
