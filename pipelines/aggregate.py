@@ -16,7 +16,7 @@ from pipelines.results import BASELINES, CrossValidation, FoldResult, mean
 from pipelines.scan import Scan
 from pipelines.tracking import Tracker
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Raise it when the same folds would be reported in another way."""
 RESULT_FILE = "cross_validation.json"
 
@@ -110,12 +110,13 @@ def _cross_validation(
 
 
 def _metrics(result: CrossValidation) -> dict[str, float]:
-    metrics = {"mean/miou": result.mean_miou, "mean/fb_iou": result.mean_fb_iou}
+    note = "_epoch_chosen_on_test" if result.chosen_on_test else ""
+    metrics = {f"mean{note}/miou": result.mean_miou, f"mean{note}/fb_iou": result.mean_fb_iou}
     for name in BASELINES:
         value = result.baseline_miou(name)
         if value is not None:
             metrics[f"mean/baseline_{name}_miou"] = value
-    return metrics | {f"fold{fold.fold}/miou": fold.score.miou for fold in result.folds}
+    return metrics | {f"fold{fold.fold}{note}/miou": fold.score.miou for fold in result.folds}
 
 
 def _summary(
@@ -129,6 +130,7 @@ def _summary(
                 "fold": fold.fold,
                 "miou": fold.score.miou,
                 "fb_iou": fold.score.fb_iou,
+                "selection": fold.selection,
                 **{f"{name}_miou": score.miou for name, score in fold.baselines.items()},
                 "run_id": fold.run_id,
                 "model_version": fold.model_version,

@@ -17,7 +17,7 @@ from pipelines import storage
 from pipelines.config import CrossValidationConfig, fingerprint
 from pipelines.dag import Stage
 from pipelines.preprocess import store_uri
-from pipelines.results import Record
+from pipelines.results import CHOSEN_ON_TEST, Record
 from pipelines.scan import Scan
 
 if TYPE_CHECKING:
@@ -326,7 +326,7 @@ def _protocol_label(config: CrossValidationConfig, tested: int, novel: int) -> s
 def _selection_label(config: CrossValidationConfig, held_out: list[str]) -> str:
     return {
         "base": f"best epoch on held-out base classes ({', '.join(held_out)})",
-        "novel": "best epoch on the test episodes, as published",
+        "novel": CHOSEN_ON_TEST,
         "last": "last epoch, none chosen",
     }[config.validation.selection]
 

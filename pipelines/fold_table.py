@@ -15,6 +15,8 @@ LABELS = {
     "foreground": "everything is foreground",
     "prototype": "prototype matching, no training",
 }
+CHOSEN_ON_TEST_NOTE = "epoch chosen on the test episodes"
+"""Beside every number made so."""
 NO_PAPER_ROW = "not in the paper"
 NOTHING = "–"
 
@@ -55,7 +57,9 @@ def table_header(result: CrossValidation) -> list[str]:
 def table_rows(result: CrossValidation) -> list[TableRow]:
     """The trained network, the baselines that were measured, the paper's row if it has one."""
     ours = [100 * fold.score.miou for fold in result.folds]
-    rows = [_row("trained", [*ours, 100 * result.mean_miou, 100 * result.mean_fb_iou])]
+    note = f", {CHOSEN_ON_TEST_NOTE}" if result.chosen_on_test else ""
+    values = (*ours, 100 * result.mean_miou, 100 * result.mean_fb_iou)
+    rows = [TableRow(key="trained", label=LABELS["trained"] + note, values=values)]
     for key in BASELINES:
         scores = [fold.baselines.get(key) for fold in result.folds]
         if any(scores):

@@ -15,6 +15,7 @@ from typing import Any
 from mshnet.command_line import run
 from mshnet.errors import InputError
 from pipelines.fold_table import (
+    CHOSEN_ON_TEST_NOTE,
     LABELS,
     NO_PAPER_ROW,
     NOTHING,
@@ -138,6 +139,7 @@ def _html(result: CrossValidation, pictures: Mapping[str, bytes]) -> str:
         "config": json.dumps(result.config, indent=2, sort_keys=True, default=str),
         "ranks": RANKS,
         "margin": _margin(result),
+        "chosen_on_test_note": CHOSEN_ON_TEST_NOTE,
         "inline": inline,
         "picture_name": picture_name,
         "percent": percent,
@@ -177,7 +179,8 @@ def _markdown(result: CrossValidation, pictures: Mapping[str, bytes]) -> Iterato
     yield from _markdown_table(["", "here", "paper"], [[f.name, f.here, f.paper] for f in facts(result)])
     yield from ("", "## Learning curves", "", image("curves.png", "learning curves of all folds"))
     for fold in result.folds:
-        yield from ("", f"## Fold {fold.fold}: mIoU {percent(100 * fold.score.miou)} %", "")
+        note = f" ({CHOSEN_ON_TEST_NOTE})" if fold.chosen_on_test else ""
+        yield from ("", f"## Fold {fold.fold}: mIoU {percent(100 * fold.score.miou)} %{note}", "")
         yield from (fold_summary(fold) + ".", "")
         yield from _markdown_table(
             ["IoU, %", *class_header(fold)], [[name, *cells] for name, cells in class_rows(fold)]

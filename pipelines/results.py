@@ -21,6 +21,9 @@ from mshnet.errors import InputError
 BASELINES: tuple[str, ...] = ("untrained", "foreground", "prototype")
 """Keys of `FoldResult.baselines`, in the order in which tables show them."""
 
+CHOSEN_ON_TEST = "best epoch on the test episodes, as published"
+"""`FoldResult.selection` of a number that flatters: it was chosen on the episodes that it was measured on."""
+
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -176,6 +179,11 @@ class FoldResult(Record):
     git_commit: str = "unknown"
     """Of the code that trained."""
 
+    @property
+    def chosen_on_test(self) -> bool:
+        """Whether the test episodes chose the epoch; every number of this fold is to be labelled then."""
+        return self.selection == CHOSEN_ON_TEST
+
 
 @dataclass(frozen=True, kw_only=True)
 class CrossValidation(Record):
@@ -201,6 +209,11 @@ class CrossValidation(Record):
     """How the source's annotations become masks."""
     artifacts: dict[str, str] = field(default_factory=dict)
     """Where things lie, by name (store, checkpoints, tracking); shown under provenance."""
+
+    @property
+    def chosen_on_test(self) -> bool:
+        """Whether any fold's epoch was chosen on its test episodes."""
+        return any(fold.chosen_on_test for fold in self.folds)
 
     def baseline_miou(self, baseline: str) -> float | None:
         """Mean over the folds of that baseline's mIoU; None where a fold lacks it or there is no fold."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from pipelines import recipes
 from pipelines.draw import DrawnTest, DrawnTraining
 from pipelines.register import SameRun, _description, _metrics, _params
+from pipelines.results import CHOSEN_ON_TEST
 from tests.pipelines.cross_validation_example import cross_validation_example
 
 
@@ -49,6 +52,13 @@ def test_the_metrics_are_the_folds_numbers() -> None:
         "train_s": pytest.approx(362.2),
         "evaluate_s": 48.9,
     }
+
+
+def test_a_score_on_the_episodes_that_chose_the_epoch_has_a_name_of_its_own() -> None:
+    fold = dataclasses.replace(cross_validation_example()[0].folds[1], selection=CHOSEN_ON_TEST)
+    metrics = _metrics(fold)
+    assert metrics["test_epoch_chosen_on_test/miou"] == pytest.approx(0.471)
+    assert not any(name.startswith("test/") for name in metrics)
 
 
 def test_a_fold_without_a_baseline_is_an_error_not_a_gap() -> None:

@@ -16,7 +16,7 @@ import pytest
 from mshnet.errors import InputError
 from pipelines.fold_table import fold_table_text, table_rows
 from pipelines.report import report, write_report
-from pipelines.results import CrossValidation, FoldResult
+from pipelines.results import CHOSEN_ON_TEST, CrossValidation, FoldResult
 from tests.pipelines.cross_validation_example import cross_validation_example
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -99,6 +99,21 @@ def test_the_terminal_table_is_aligned_and_says_what_was_run() -> None:
     assert len({len(line) for line in lines[1:]}) == 1
     assert lines[4].split() == ["MSHNet,", "trained", "40.2", "47.1", "38.6", "37.1", "40.8", "63.5"]
     assert lines[-2].split() == ["paper,", "table", "2", "67.7", "71.8", "59.9", "62.4", "65.5", "77.8"]
+
+
+def test_every_number_of_an_epoch_chosen_on_the_test_episodes_is_labelled(tmp_path: Path) -> None:
+    example, pictures = cross_validation_example()
+    folds = [dataclasses.replace(fold, selection=CHOSEN_ON_TEST) for fold in example.folds]
+    result = dataclasses.replace(example, folds=folds)
+    note = "epoch chosen on the test episodes"
+    html, markdown = write_report(result, pictures, tmp_path)
+    page = Page(html.read_text())
+    assert ["MSHNet, trained, " + note, "40.2", "47.1", "38.6", "37.1", "40.8", "63.5"] in page.rows
+    assert f"mIoU on novel classes ({note})" in page.text
+    assert page.text.count(f"% ({note})") == 1 + len(folds), "the title and each fold's heading"
+    assert markdown.read_text().count(f"% ({note})") == len(folds)
+    assert f"MSHNet, trained, {note}" in fold_table_text(result)
+    assert note not in fold_table_text(example)
 
 
 def test_a_setting_that_the_paper_lacks_says_so(tmp_path: Path) -> None:
