@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mshnet.masking import resize
 from mshnet.merging import MERGED_CHANNELS, ConvBlock
+from mshnet.parallel import ChannelDropout
 
 PYRAMID_CHANNELS = 512
 DECODER_CHANNELS = 256
@@ -31,7 +32,7 @@ class FuseDeepest(nn.Module):
         self.lateral = nn.Conv2d(MERGED_CHANNELS, PYRAMID_CHANNELS, 1)
         self.join = ConvBlock(2 * PYRAMID_CHANNELS, PYRAMID_CHANNELS, kernel=3)
         self.refine = ConvBlock(PYRAMID_CHANNELS, PYRAMID_CHANNELS, kernel=3)
-        self.dropout = nn.Dropout2d(dropout)
+        self.dropout = ChannelDropout(dropout)
 
     def forward(self, deeper: Float[Tensor, "b c h w"], lateral: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
         """The deeper half comes first in the concatenation."""

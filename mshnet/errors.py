@@ -1,4 +1,4 @@
-"""The errors that a user can mend; everything else is a bug and keeps its traceback."""
+"""The errors that a user can mend or must know of; everything else is a bug and keeps its traceback."""
 
 from __future__ import annotations
 
@@ -9,3 +9,7 @@ class InputError(ValueError):
 
 class DatasetNotFoundError(InputError):
     """No data set where the user pointed."""
+
+
+class TrainingDivergedError(RuntimeError):
+    """A loss or gradient that is not finite: the message names fold, update, losses and episodes. Not worth a retry."""

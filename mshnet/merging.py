@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mshnet.config import Similarity
+from mshnet.parallel import ChannelDropout
 
 COSINE_CHANNELS = 256
 PROTOTYPE_CHANNELS = 128
@@ -55,7 +56,7 @@ class AtrousShotConv(nn.Module):
             ]
         )
         self.fuse = ConvBlock(3 * channels, channels, kernel=3)
-        self.dropout = nn.Dropout2d(dropout)
+        self.dropout = ChannelDropout(dropout)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Same size and width."""
@@ -94,7 +95,7 @@ class SymmetricMergingBlock(nn.Module):
         self.merge = ConvBlock(MERGED_CHANNELS, MERGED_CHANNELS, kernel=3)
         self.attention = ChannelAttention(MERGED_CHANNELS)
         self.refine = ConvBlock(MERGED_CHANNELS, MERGED_CHANNELS, kernel=3)
-        self.dropout = nn.Dropout2d(dropout)
+        self.dropout = ChannelDropout(dropout)
 
     def forward(
         self,
