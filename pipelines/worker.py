@@ -7,16 +7,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mshnet.config import TrainingConfig
 from pipelines import storage
+from pipelines.checkpoints import Progress
 from pipelines.config import CrossValidationConfig
 from pipelines.draw import EPISODES, PAIRS, DrawnTraining
 from pipelines.network import Relation, build_network
-from pipelines.results import EpochRecord, Record
+from pipelines.results import EpochRecord
 from pipelines.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -26,22 +27,6 @@ if TYPE_CHECKING:
     from mshnet.data.episodes import Episode
 
 STATE_FILE, PROGRESS_FILE = "state.pt", "progress.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress(Record):
-    """Where training stands: with the weights and the optimizer's state, all that resuming needs.
-
-    The order of episodes, the learning rate and the dropout's generator are pure functions of
-    (seed, step), so they have no state of their own.
-    """
-
-    step: int = 0
-    """Updates done."""
-    history: list[EpochRecord] = field(default_factory=list)
-    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
-    """Total, outer and inner loss summed over the updates of the epoch begun."""
-    train_s: float = 0.0
 
 
 @dataclass(frozen=True)
