@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, distributed, nn
@@ -17,7 +16,7 @@ from mshnet.config import TrainingConfig
 from mshnet.data.batches import EpisodeBatch
 from mshnet.features import FeatureCache
 from mshnet.loss import segmentation_loss
-from mshnet.metrics import Counts, episode_counts
+from mshnet.metrics import Counts, count_pixels, fetched
 from mshnet.model import Prediction
 from mshnet.parallel import Share, rank_and_world, set_share
 from mshnet.profiling import region
@@ -165,21 +164,15 @@ class Evaluation:
 def evaluate(
     predictors: Mapping[str, Predictor], features: FeatureCache, batches: Iterable[EpisodeBatch]
 ) -> dict[str, Evaluation]:
-    """Judge several predictors on the same episodes; the features are computed once for all of them."""
-    counts: dict[str, list[Counts]] = {name: [] for name in predictors}
+    """Judge several predictors on the same episodes; the features are computed once for all of them.
+
+    The device is waited for once, at the end.
+    """
+    counts: dict[str, list[Tensor]] = {name: [] for name in predictors}
     class_ids: list[int] = []
     for batch in batches:
         query, support = features.of(batch)
         class_ids += batch.class_ids
         for name, predict in predictors.items():
-            counts[name].append(episode_counts(predict(query, support, batch), batch.query_masks))
-    return {
-        name: Evaluation(
-            Counts(
-                np.concatenate([part.intersection for part in parts]),
-                np.concatenate([part.union for part in parts]),
-            ),
-            tuple(class_ids),
-        )
-        for name, parts in counts.items()
-    }
+            counts[name].append(count_pixels(predict(query, support, batch), batch.query_masks))
+    return {name: Evaluation(fetched(torch.cat(parts, dim=1)), tuple(class_ids)) for name, parts in counts.items()}

@@ -21,8 +21,8 @@ class Counts:
     union: Int64[np.ndarray, "*n 2"]
 
 
-def episode_counts(predicted: Bool[Tensor, "b H W"], truth: UInt8[Tensor, "b H W"]) -> Counts:
-    """Counts of each episode, pixels labelled 255 left out; arrays of shape (b, 2)."""
+def count_pixels(predicted: Bool[Tensor, "b H W"], truth: UInt8[Tensor, "b H W"]) -> Int64[Tensor, "2 b 2"]:
+    """Each episode's intersections and unions, pixels labelled 255 left out; on the device, which is not waited for."""
     valid = truth != IGNORE_INDEX
     true_foreground = truth == 1
     pairs = (
@@ -31,7 +31,18 @@ def episode_counts(predicted: Bool[Tensor, "b H W"], truth: UInt8[Tensor, "b H W
     )
     intersection = torch.stack([(p & t).sum((1, 2)) for p, t in pairs], dim=-1)
     union = torch.stack([(p | t).sum((1, 2)) for p, t in pairs], dim=-1)
-    return Counts(intersection.cpu().numpy(), union.cpu().numpy())
+    return torch.stack([intersection, union])
+
+
+def fetched(counts: Int64[Tensor, "2 b 2"]) -> Counts:
+    """The counts of `count_pixels` on the host."""
+    intersection, union = counts.cpu().numpy()
+    return Counts(intersection, union)
+
+
+def episode_counts(predicted: Bool[Tensor, "b H W"], truth: UInt8[Tensor, "b H W"]) -> Counts:
+    """Counts of each episode, pixels labelled 255 left out; arrays of shape (b, 2)."""
+    return fetched(count_pixels(predicted, truth))
 
 
 def sum_by_class(counts: Counts, class_ids: Sequence[int], classes: Sequence[int]) -> Counts:
