@@ -52,7 +52,7 @@ class Watch:
         self._usage = Usage(clock)
         self._losses: Tensor | None = None
         self._updates = 0  # since the last look
-        self._bar = _bar(self._text(first_step, ""), self.total - first_step)
+        self._bar = _bar(self._text(min(first_step + 1, self.total), ""), self.total - first_step)
 
     def update(self, step: int, losses: Tensor, waited_s: float) -> None:
         """After each update. `step` updates are done; the losses (shape 3) are total, outer, inner.
@@ -92,7 +92,7 @@ class Watch:
             self._points.put(step, values | self._usage.of_the_process())
 
     def _text(self, step: int, rest: str) -> str:
-        epoch = min(step // self.training.steps_per_epoch + 1, self.training.epochs)
+        epoch = max(0, step - 1) // self.training.steps_per_epoch + 1
         return f"fold {self.fold}: epoch {epoch}/{self.training.epochs}{rest}"
 
 
@@ -216,10 +216,10 @@ def _bar(text: str, total: int) -> Any:
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         from ray.experimental import tqdm_ray
 
-        return tqdm_ray.tqdm(total=total, desc=text, unit="update", flush_interval_s=2)
+        return tqdm_ray.tqdm(total=total, desc=text, unit=" updates", flush_interval_s=2)
     import tqdm
 
-    return tqdm.tqdm(total=total, desc=text, unit="update", dynamic_ncols=True, file=sys.stderr)
+    return tqdm.tqdm(total=total, desc=text, unit=" updates", dynamic_ncols=True, file=sys.stderr)
 
 
 def _cpu_s() -> float:

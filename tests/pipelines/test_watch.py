@@ -69,7 +69,7 @@ def test_the_numbers_of_a_known_rate(capsys: pytest.CaptureFixture[str]) -> None
     assert [last[f"live/{name}"] for name in ("loss", "outer_loss", "inner_loss")] == pytest.approx([3.4, 2.4, 1.4])
     assert last["live/resident_gib"] > 0.05
     assert last["live/cpu_percent"] >= 0
-    assert "fold 2: epoch 3/10 · loss 3.4000 · 4.0 episodes/s · 0:02:40 left" in capsys.readouterr().err
+    assert "fold 2: epoch 2/10 · loss 3.4000 · 4.0 episodes/s · 0:02:40 left" in capsys.readouterr().err
 
 
 def test_what_is_left_is_right_at_once_after_a_resume(capsys: pytest.CaptureFixture[str]) -> None:
