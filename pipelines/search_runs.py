@@ -1,0 +1,100 @@
+"""A search in the tracker: a run of its own, its trials below it. The tracker is told and may be away."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipelines.config import CrossValidationConfig
+from pipelines.search import SearchConfig, TrialRecord, applied
+from pipelines.tracking import Tracker
+
+LOG = logging.getLogger(__name__)
+STATUS_TAG = "search.status"
+
+
+@dataclass
+class SearchRuns:
+    """Runs by trial number. The same search submitted again finds the same ones."""
+
+    config: CrossValidationConfig
+    parent: str
+    tags: Mapping[str, str]
+    started: dict[int, str] = field(default_factory=dict)
+
+    @staticmethod
+    def start(config: CrossValidationConfig, search: SearchConfig, key: str, tags: Mapping[str, str]) -> SearchRuns:
+        """Open the search's run. Raises what the tracker does."""
+        name = f"search {config.dataset} {config.shot}-shot {config.model.backbone}"
+        params = {**config.to_json(), "search": search.to_json()}
+        tags = {**tags, "search": key}
+        return SearchRuns(config, _tracker(config).start_parent(name, params, tags, f"search-{key}"), tags)
+
+    def trial(self, record: TrialRecord) -> str:
+        """Run id of a trial, opened at the first call; "" where the tracker is away."""
+        number = record.number
+        if not self.started.get(number):
+            params = {**applied(self.config, record.values).to_json(), "trial": number}
+            tags = {**self.tags, "trial": str(number)}
+            name = f"trial {number}" + (" (start)" if number == 0 else "")
+            self.started[number] = _asked(
+                lambda: _tracker(self.config).start_child(self.parent, name, params, tags, f"trial-{number}")
+            )
+        return self.started[number]
+
+    def fold(self, number: int, trial_run: str, fold: int) -> str:
+        """Run id for a fold's curves: the trial's own, or with several folds one below it."""
+        if len(self.config.folds) == 1 or not trial_run:
+            return trial_run
+        params, tags = {"trial": number, "fold": fold}, {**self.tags, "trial": str(number), "fold": str(fold)}
+        return _asked(
+            lambda: _tracker(self.config).start_child(trial_run, f"fold {fold}", params, tags, f"fold-{fold}")
+        )
+
+    def score(self, record: TrialRecord, position: int) -> None:
+        """A point of the trial's curve."""
+        run_id, values = self.trial(record), {"search/score": record.score or 0.0}
+        _asked(lambda: _tracker(self.config).log_metrics(run_id, values, position))
+
+    def end(self, record: TrialRecord, longest: int) -> None:
+        """Close a trial's runs, saying how it ended."""
+        tracker, run_id = _tracker(self.config), self.trial(record)
+        words = {"stopped": f"stopped early after {len(record.epochs)} of {longest} epochs"}.get(
+            record.status, f"{record.status} {record.error}".strip()
+        )
+        status = "FAILED" if record.status in ("diverged", "failed") else "FINISHED"
+        folds = dict.fromkeys(epoch.fold for epoch in record.epochs)
+        _asked(lambda: tracker.set_tags(run_id, {STATUS_TAG: words}))
+        for ended in dict.fromkeys([*(self.fold(record.number, run_id, fold) for fold in folds), run_id]):
+            _asked(lambda ended=ended: tracker.finish(ended, status))  # type: ignore[misc]
+
+    def log_result(self, result: Mapping[str, Any], recipe: bytes, table: str) -> None:
+        """What came out, on the search's run."""
+        tracker = _tracker(self.config)
+        scores = {f"search/{name}": result[name] for name in ("score", "start_score") if result[name] is not None}
+        _asked(lambda: tracker.log_metrics(self.parent, scores))
+        _asked(lambda: tracker.set_tags(self.parent, {"search.best_trial": str(result["best_trial"])}))
+        _asked(lambda: tracker.log_bytes(self.parent, recipe, "recipe.json"))
+        _asked(lambda: tracker.log_bytes(self.parent, table.encode(), "trials.txt"))
+
+    def finish(self, status: str, unfinished: Sequence[int]) -> None:
+        """Close the search's run; those of trials that did not come to an end are KILLED."""
+        tracker = _tracker(self.config)
+        ended = {self.started[number]: "KILLED" for number in unfinished if self.started.get(number)}
+        for run_id, how in {**ended, self.parent: status}.items():
+            _asked(lambda run_id=run_id, how=how: tracker.finish(run_id, how))  # type: ignore[misc]
+
+
+def _tracker(config: CrossValidationConfig) -> Tracker:
+    return Tracker(config.tracking_uri, config.experiment)
+
+
+def _asked(what: Callable[[], Any]) -> str:
+    """The tracker's answer; "" where there is none: whatever ails it, the search goes on."""
+    try:
+        return str(what() or "")
+    except Exception as error:  # noqa: BLE001 - the journal has the numbers
+        LOG.warning("the tracker did not answer (%s); going on", error)
+        return ""
