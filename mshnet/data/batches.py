@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from types import TracebackType
-from typing import Protocol, Self, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import UInt8
@@ -148,7 +148,7 @@ class EpisodeLoader:
     def close(self) -> None:
         """End the loader processes."""
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> EpisodeLoader:
         return self
 
     def __exit__(

@@ -1,17 +1,19 @@
-"""Encoded pictures and masks to tensors, by the fastest decoder of each that the project's packages have.
+"""Encoded pictures and masks to pixels, by the fastest decoder of each that the project's packages have.
 
-Measured on COCO's images at 473 px: JPEG 1.3 ms with torchvision, 1.7 ms with Pillow as a tensor; a mask's 1-bit PNG
-0.20 ms with Pillow, 0.31 ms with torchvision.
+Measured on COCO's images at 473 px: JPEG 1.4 ms with torchvision, 1.7 ms with Pillow as a tensor. A mask's 1-bit PNG
+without filters 0.03 ms as it is here, any other 0.2 ms with Pillow (0.3 ms with torchvision); resizing it 0.08 ms.
 """
 
 from __future__ import annotations
 
 import functools
 import io
+import struct
+import zlib
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int64, UInt8
+from jaxtyping import Int64, UInt8
 from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,21 +22,33 @@ from torchvision.io import ImageReadMode, decode_image
 from mshnet.config import IGNORE_INDEX
 from mshnet.data.store.shards import EncodedRow
 
+_PNG_HEAD = struct.Struct(">8s4x4sII5s4xI4s")
+"""Signature, IHDR (width, height, kind of pixels), length and name of the next chunk."""
+_ONE_BIT = (b"\x89PNG\r\n\x1a\n", b"IHDR", bytes([1, 0, 0, 0, 0]), b"IDAT")
+_PNG_TAIL_BYTES = 4 + 12
+"""The checksum of the pixels' chunk, where it is the only one, and IEND."""
+
 
 def picture(row: EncodedRow) -> UInt8[Tensor, "3 S S"]:
-    """The picture at training size, RGB."""
+    """The picture at training size, RGB; in memory the channels of a pixel lie together."""
     pixels: Tensor = decode_image(torch.frombuffer(row.image, dtype=torch.uint8), ImageReadMode.RGB)
     return pixels
 
 
 def mask(row: EncodedRow, class_id: int, side: int, with_ignore: bool) -> UInt8[Tensor, "S S"]:
     """1 where the class is, 0 elsewhere, with `with_ignore` 255 where ignored; nearest neighbour from the original."""
-    pixels = np.zeros((side, side), dtype=np.uint8)
-    if class_id in row.masks:
-        pixels = nearest(original_mask(row.masks[class_id]), side).view(np.uint8)
-    if with_ignore and row.ignore:
-        pixels |= nearest(original_mask(row.ignore), side) * np.uint8(IGNORE_INDEX)
+    pixels = np.empty((side, side), dtype=np.uint8)
+    mask_into(pixels, row, class_id, with_ignore)
     return torch.from_numpy(pixels)
+
+
+def mask_into(pixels: UInt8[np.ndarray, "S S"], row: EncodedRow, class_id: int, with_ignore: bool) -> None:
+    """Write what `mask` gives over the pixels."""
+    pixels.fill(0)
+    if class_id in row.masks:
+        mark(pixels, *packed_mask(row.masks[class_id]), 1)
+    if with_ignore and row.ignore:
+        mark(pixels, *packed_mask(row.ignore), IGNORE_INDEX)
 
 
 def original_mask(png: bytes) -> UInt8[np.ndarray, "H W"]:
@@ -43,10 +57,33 @@ def original_mask(png: bytes) -> UInt8[np.ndarray, "H W"]:
     return np.asarray(PngImageFile(io.BytesIO(png))).view(np.uint8)
 
 
-def nearest(mask: UInt8[np.ndarray, "H W"], side: int) -> Bool[np.ndarray, "S S"]:
-    """Where `F.interpolate(mode="nearest")` of a mask is not 0, by look-up, in half the time."""
-    height, width = mask.shape
-    return mask.take(_nearest_indices(height, side), axis=0).take(_nearest_indices(width, side), axis=1) > 0
+def packed_mask(png: bytes) -> tuple[UInt8[np.ndarray, "H bytes"], int]:
+    """A mask at original size with 8 pixels of a row in a byte, the leftmost highest, and its width in pixels."""
+    *kind, width, height, pixels, length, chunk = _PNG_HEAD.unpack_from(png)
+    begin, end = _PNG_HEAD.size, _PNG_HEAD.size + length
+    if (*kind, pixels, chunk) == _ONE_BIT and len(png) == end + _PNG_TAIL_BYTES:
+        rows = np.frombuffer(zlib.decompress(png[begin:end]), np.uint8).reshape(height, -1)
+        if not rows[:, 0].any():  # a row begins with the number of its filter
+            return rows[:, 1:], width
+    mask = original_mask(png)
+    return np.packbits(mask, axis=1), mask.shape[1]
+
+
+def mark(pixels: UInt8[np.ndarray, "S S"], packed: UInt8[np.ndarray, "H bytes"], width: int, value: int) -> None:
+    """Add `value` by "or" where `F.interpolate(mode="nearest")` of a packed mask is not 0, in a third of its time."""
+    rows = packed.take(_nearest_indices(len(packed), len(pixels)), axis=0)
+    columns = np.flatnonzero(np.bitwise_or.reduce(rows, axis=0))
+    if not len(columns):
+        return
+    # Nothing is outside of the object's bounding box, which is mostly small.
+    left, right = columns[0], columns[-1] + 1
+    lines = np.flatnonzero(np.bitwise_or.reduce(rows[:, left:right], axis=1))
+    top, bottom = lines[0], lines[-1] + 1
+    indices = _nearest_indices(width, len(pixels))
+    begin, end = np.searchsorted(indices, (8 * left, 8 * right))
+    bits = np.unpackbits(rows[top:bottom, left:right], axis=1).take(indices[begin:end] - 8 * left, axis=1)
+    box = pixels[top:bottom, begin:end]
+    np.bitwise_or(box, bits if value == 1 else bits * np.uint8(value), out=box)
 
 
 @functools.lru_cache(maxsize=4096)

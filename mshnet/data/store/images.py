@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 
@@ -173,6 +174,19 @@ class ImageStore:
         """`image` and `mask` of a row that is read once."""
         encoded = self._read(row)
         return decode.picture(encoded), decode.mask(encoded, class_id, self._side, with_ignore)
+
+    def read_into(
+        self,
+        row: int,
+        class_id: int,
+        image: UInt8[np.ndarray, "S S 3"],
+        mask: UInt8[np.ndarray, "S S"],
+        with_ignore: bool = False,
+    ) -> None:
+        """Write `pixels` where they are wanted, the picture pixel by pixel."""
+        encoded = self._read(row)
+        np.copyto(image, decode.picture(encoded).permute(1, 2, 0).numpy())
+        decode.mask_into(mask, encoded, class_id, with_ignore)
 
     def _locate(self, row: int) -> tuple[int, int]:
         if not 0 <= row < len(self):
