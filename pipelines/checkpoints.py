@@ -16,12 +16,17 @@ from typing import TYPE_CHECKING
 
 from mshnet.errors import InputError
 from pipelines import storage
+from pipelines.config import CrossValidationConfig, fingerprint
+from pipelines.draw import DrawnTraining
 from pipelines.results import EpochRecord, Record
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT_VERSION = 1
+RUN = "run"
+"""Folder below a fold's own, of no more use once the fold is trained."""
+CHECKPOINTS = f"{RUN}/checkpoints"
 _NAME = re.compile(r"step-(\d{9})\.safetensors")
 
 
@@ -130,6 +135,14 @@ class Checkpoints:
             if name not in wanted and (name < written or name in self._damaged):
                 storage.remove(storage.join(self.folder, name))
         self._damaged.clear()
+
+
+def fold_key(config: CrossValidationConfig, drawn: DrawnTraining) -> str:
+    """Fingerprint of all that a checkpoint's state depends on and its folder does not promise.
+
+    Not where the backbone's weights lie: the folder's name holds their content, and they may be moved.
+    """
+    return fingerprint(config.to_json()["model"], config.to_json()["training"], config.precision, drawn.to_json())
 
 
 def name_of(step: int) -> str:

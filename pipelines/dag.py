@@ -175,7 +175,7 @@ def execute(targets: Sequence[Stage]) -> dict[str, Result]:
             try:
                 result, (note, kept) = ray.get([ready, notes[stage.name]])
             except ray.exceptions.RayError as error:
-                failures[stage.name] = _cause(error)
+                failures[stage.name] = cause(error)
             else:
                 if note:
                     LOG.warning("%s: %s", stage.name, note)
@@ -208,7 +208,7 @@ def each(run: Callable[..., Any], calls: Sequence[tuple[Any, ...]], name: str) -
         try:
             results.append(ray.get(ref))
         except ray.exceptions.RayError as error:
-            _raise({name: _cause(error)})
+            _raise({name: cause(error)})
     return results
 
 
@@ -269,13 +269,13 @@ def _write_once(uri: str, result: Result) -> str:
     return f"{uri!r} was there first, with the same contents; another job wrote it, or this one before; using it"
 
 
-def _cause(error: BaseException) -> BaseException:
-    """What went wrong in the task, without Ray's wrapping."""
+def cause(error: BaseException) -> BaseException:
+    """What went wrong in a task or a training, without Ray's wrapping."""
     # Ray Train's errors hold what each worker raised, or what the controller did.
     workers = getattr(error, "worker_failures", None)
     inner = next(iter(workers.values())) if workers else getattr(error, "controller_failure", None)
     inner = inner or getattr(error, "cause", None)
-    return _cause(inner) if isinstance(inner, BaseException) else error
+    return cause(inner) if isinstance(inner, BaseException) else error
 
 
 def _raise(failures: Mapping[str, BaseException]) -> None:

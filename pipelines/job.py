@@ -177,12 +177,13 @@ def _upstream(targets: Sequence[Stage]) -> list[Stage]:
 
 def _side_by_side(config: CrossValidationConfig, resources: dict[str, float]) -> int:
     compute = config.compute
-    room = resources.get("CPU", 0) // (compute.workers * compute.cpus_per_worker)
+    workers = compute.min_workers or compute.workers
+    room = resources.get("CPU", 0) // (workers * compute.cpus_per_worker)
     if compute.use_gpu:
-        room = min(room, resources.get("GPU", 0) // compute.workers)
+        room = min(room, resources.get("GPU", 0) // workers)
     if room < 1:
         raise InputError(
-            f"expected room for {compute.workers} worker(s) of {compute.cpus_per_worker} CPU"
+            f"expected room for {workers} worker(s) of {compute.cpus_per_worker} CPU"
             f"{' and a GPU' if compute.use_gpu else ''} each, found {resources.get('CPU', 0):g} CPU and "
             f"{resources.get('GPU', 0):g} GPU in the cluster; lower --workers or --cpus-per-worker"
         )

@@ -5,21 +5,22 @@ python -m pipelines.train --dataset pascal --source data/VOC2012 --folds 0
 
 from __future__ import annotations
 
-import json
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from pipelines import provenance, storage
-from pipelines.config import CrossValidationConfig, fingerprint
+from mshnet.errors import InputError, TrainingDivergedError
+from pipelines import dag, provenance, storage
+from pipelines.checkpoints import CHECKPOINTS, RUN, Checkpoints, DamagedCheckpointError, Progress, fold_key
+from pipelines.config import ComputeConfig, CrossValidationConfig, fingerprint
 from pipelines.dag import Stage
 from pipelines.draw import DrawnTraining
 from pipelines.results import EpochRecord, Record
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 """Raise it when the same episodes would give other weights."""
-MODEL, RUN = "model", "run"
+MODEL = "model"
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"  # of mshnet.checkpoint, which loads torch
 
 
@@ -65,13 +66,9 @@ def stage(
 
 
 def key(config: CrossValidationConfig, inputs: Mapping[str, str], drawn: Stage) -> str:
-    """Fingerprint of a fold's weights.
-
-    GPU workers share their batch statistics, so their number changes rounding only; CPU workers do not.
-    """
+    """Fingerprint of a fold's weights. The number of workers changes rounding only."""
     plain = config.to_json()
-    groups = 1 if config.compute.use_gpu else config.compute.workers
-    settings = (plain["model"], plain["training"], config.precision, groups)
+    settings = (plain["model"], plain["training"], config.precision)
     return fingerprint("train", CODE_VERSION, drawn.key, inputs["backbone_weights"], *settings)
 
 
@@ -82,39 +79,86 @@ def train_fold(
     run_id: str,
     drawn_result: Mapping[str, Any],
 ) -> Mapping[str, Any]:
-    """Run Ray Train, going on from the last checkpoint where there is one, and keep the chosen weights."""
-    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    """Train, going on from the last checkpoint where there is one, and keep the chosen weights."""
+    drawn = DrawnTraining.from_json(drawn_result)
+    reached = fit(config, drawn, folder, run_id)
+    return _keep(config, inputs, folder, run_id, drawn, reached).to_json()
+
+
+def fit(
+    config: CrossValidationConfig,
+    drawn: DrawnTraining,
+    folder: str,
+    run_id: str,
+    callbacks: Sequence[Any] = (),
+) -> Progress:
+    """Train a fold to its end with Ray Train, from its newest checkpoint below the folder on; what was reached.
+
+    `run_id` is of the MLflow run that is told of it; empty: none.
+
+    Raises InputError and TrainingDivergedError at once and as themselves; what else ends a worker is tried again
+    `max_failures` times. `callbacks` are Ray Train's.
+    """
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from pipelines.failures import EndAtOnce
     from pipelines.worker import train_loop
 
-    drawn = DrawnTraining.from_json(drawn_result)
     compute = config.compute
-    path, filesystem = storage.for_arrow(folder)
-    resources: dict[str, float] = {"CPU": compute.cpus_per_worker}
-    if compute.use_gpu:
-        resources["GPU"] = 1
+    path, filesystem = storage.for_arrow(storage.join(folder, RUN))
     trainer = TorchTrainer(
         train_loop,
-        train_loop_config={"config": config.to_json(), "drawn": drawn.to_json(), "run_id": run_id},
+        train_loop_config=job(config, drawn, folder, run_id),
         torch_config=TorchConfig(backend="nccl" if compute.use_gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=compute.workers, use_gpu=compute.use_gpu, resources_per_worker=resources
-        ),
+        scaling_config=_scaling(compute),
         run_config=RunConfig(
-            # The same name finds the checkpoints of an interrupted run.
-            name=RUN,
+            # A new name each time: Ray Train finds nothing of a run before, and needs nothing of it.
+            name=f"ray-{uuid.uuid4().hex}",
             logging_config=LoggingConfig(log_level="WARNING"),
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=compute.max_failures),
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=1, checkpoint_score_attribute="score", checkpoint_score_order="max"
-            ),
+            callbacks=[*callbacks, EndAtOnce()],
         ),
     )
-    result = trainer.fit()
-    return _keep(config, inputs, folder, run_id, drawn, result).to_json()
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        cause = dag.cause(error)
+        if isinstance(cause, InputError | TrainingDivergedError):
+            raise cause from None
+        raise
+    return progress(config, drawn, folder)
+
+
+def job(config: CrossValidationConfig, drawn: DrawnTraining, folder: str, run_id: str) -> dict[str, Any]:
+    """What `worker.train_loop` takes, as JSON values."""
+    return {"config": config.to_json(), "drawn": drawn.to_json(), "folder": folder, "run_id": run_id}
+
+
+def progress(config: CrossValidationConfig, drawn: DrawnTraining, folder: str) -> Progress:
+    """Where a fold's training stands, by its newest sound checkpoint."""
+    newest = _checkpoints(config, drawn, folder).newest()
+    return newest[1].progress if newest else Progress()
+
+
+def _checkpoints(config: CrossValidationConfig, drawn: DrawnTraining, folder: str) -> Checkpoints:
+    return Checkpoints(storage.join(folder, CHECKPOINTS), fold_key(config, drawn))
+
+
+def _scaling(compute: ComputeConfig) -> Any:
+    from ray.train import ScalingConfig
+
+    resources: dict[str, float] = {"CPU": compute.cpus_per_worker}
+    if compute.use_gpu:
+        resources["GPU"] = 1
+    return ScalingConfig(
+        num_workers=(compute.min_workers, compute.workers) if compute.min_workers else compute.workers,
+        use_gpu=compute.use_gpu,
+        resources_per_worker=resources,
+        elastic_resize_monitor_interval_s=compute.elastic_check_s,
+    )
 
 
 def _keep(
@@ -123,23 +167,24 @@ def _keep(
     folder: str,
     run_id: str,
     drawn: DrawnTraining,
-    result: Any,
+    reached: Progress,
 ) -> TrainedFold:
-    import torch
-
     from mshnet.checkpoint import save_model
+    from pipelines.checkpoint_writer import load_state
     from pipelines.network import build_network
-    from pipelines.worker import PROGRESS_FILE, STATE_FILE, Progress
 
-    best, _ = max(result.best_checkpoints, key=lambda pair: pair[1]["score"])
-    with result.checkpoint.as_directory() as last:
-        progress = Progress.from_json(json.loads(Path(last, PROGRESS_FILE).read_text()))
-    with best.as_directory() as chosen:
-        best_epoch = len(Progress.from_json(json.loads(Path(chosen, PROGRESS_FILE).read_text())).history)
-        state = torch.load(Path(chosen, STATE_FILE), map_location="cpu", weights_only=True)
+    checkpoints, best = _checkpoints(config, drawn, folder), reached.best
+    if best is None:
+        raise RuntimeError(f"expected at least one epoch in {checkpoints.folder!r}, found {reached}")
+    try:
+        chosen = checkpoints.best(reached)
+    except (DamagedCheckpointError, FileNotFoundError) as error:
+        raise InputError(
+            f"expected the checkpoint of the best epoch ({best.epoch}), found {error}; delete {checkpoints.folder!r} "
+            "to train the fold again"
+        ) from error
     model = build_network(config)
-    model.relation.load_state_dict(state["relation"])
-    model.backbone.load_state_dict(state["backbone_buffers"], strict=False)
+    load_state(chosen.tensors, model.relation, None, model.backbone)
     model_folder = storage.join(folder, MODEL)
     save_model(
         model,
@@ -148,7 +193,7 @@ def _keep(
             "image_size_px": config.images.image_size_px,
             "shot": config.shot,
             "fold": drawn.fold,
-            "best_epoch": best_epoch,
+            "best_epoch": best.epoch,
             "selection": drawn.selection,
             "fingerprints": dict(inputs),
             "git_commit": provenance.git_commit(),
@@ -159,10 +204,10 @@ def _keep(
     return TrainedFold(
         fold=drawn.fold,
         model=storage.below(config.store, model_folder),
-        history=progress.history,
-        best_epoch=best_epoch,
-        train_episodes=progress.step * config.training.global_batch,
-        train_s=progress.train_s,
+        history=reached.history,
+        best_epoch=best.epoch,
+        train_episodes=reached.step * config.training.global_batch,
+        train_s=reached.train_s,
         run_id=run_id,
         git_commit=provenance.git_commit(),
     )

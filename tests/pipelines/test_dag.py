@@ -114,15 +114,15 @@ def test_the_cause_is_what_the_task_raised_not_rays_wrapping() -> None:
 
     raised = InputError("expected a mask")
     task = RayTaskError("preprocess", "traceback", raised).as_instanceof_cause()
-    assert dag._cause(raised) is raised
-    assert dag._cause(task) is raised
-    assert dag._cause(RayTaskError("draw", "traceback", task)) is raised
+    assert dag.cause(raised) is raised
+    assert dag.cause(task) is raised
+    assert dag.cause(RayTaskError("draw", "traceback", task)) is raised
     in_worker = WorkerGroupError("a worker failed", {1: task})
-    assert dag._cause(in_worker) is raised
-    assert dag._cause(RayTaskError("train", "traceback", in_worker)) is raised
-    assert dag._cause(ControllerError(task)) is raised
+    assert dag.cause(in_worker) is raised
+    assert dag.cause(RayTaskError("train", "traceback", in_worker)) is raised
+    assert dag.cause(ControllerError(task)) is raised
     empty = WorkerGroupError("no worker said why", {})
-    assert dag._cause(empty) is empty
+    assert dag.cause(empty) is empty
 
 
 def test_each_cause_is_named_once_with_the_stage_where_it_arose() -> None:

@@ -1,0 +1,20 @@
+"""Which failures of a worker Ray Train does not try again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ray.train import ControllerError, UserCallback
+
+from mshnet.errors import InputError, TrainingDivergedError
+
+
+class EndAtOnce(UserCallback):  # type: ignore[misc]  # Ray has no types
+    """Ends the run, on all ranks, for an error that another try would meet again."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, BaseException]) -> None:
+        """What a callback raises ends the run; as Ray's own error it does so without a traceback."""
+        for error in worker_exceptions.values():
+            if isinstance(error, InputError | TrainingDivergedError):
+                raise ControllerError(error)
