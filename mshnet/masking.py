@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class SupportLevel:
-    """One level's support features, weighted by the soft mask, with the positions that count as object."""
+    """One level's support features with the soft mask that weights them and the positions that count as object."""
 
-    features: Float[Tensor, "b k l c n"]
+    features: Float[Tensor, "b k l c h w"]
+    soft_mask: Float[Tensor, "b k n"]
     is_object: Bool[Tensor, "b k n"]
 
 
@@ -52,13 +53,18 @@ def object_positions(soft_mask: Float[Tensor, "b k h w"]) -> Bool[Tensor, "b k n
 
 
 def select_object(features: Float[Tensor, "b k l c h w"], soft_mask: Float[Tensor, "b k h w"]) -> SupportLevel:
-    """Weight the features by the soft mask and mark the object's positions."""
-    weighted = features * soft_mask[:, :, None, None]
-    return SupportLevel(features=weighted.flatten(4), is_object=object_positions(soft_mask))
+    """Mark the object's positions; nothing is multiplied yet, as few of the features are needed."""
+    return SupportLevel(features=features, soft_mask=soft_mask.flatten(2), is_object=object_positions(soft_mask))
 
 
+@torch.no_grad()
 def prototypes(support: SupportLevel) -> Float[Tensor, "b k l c"]:
-    """Mean of the soft-masked features over the object positions (eq. 3); zero where there is no object."""
-    is_object = support.is_object.to(support.features.dtype)
-    total = torch.einsum("bklcn,bkn->bklc", support.features, is_object)
-    return total / is_object.sum(-1).clamp(min=1)[:, :, None, None]
+    """Mean of the soft-masked features over the object positions (eq. 3); zero where there is no object.
+
+    One product per layer, with no masked copy of the features.
+    """
+    is_object = support.is_object.to(support.soft_mask.dtype)
+    weights = support.soft_mask * is_object / is_object.sum(-1, keepdim=True).clamp(min=1)
+    rows = support.features.flatten(4).mT
+    total = weights[:, :, None, None].to(rows.dtype) @ rows
+    return total.squeeze(-2).to(weights.dtype)

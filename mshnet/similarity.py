@@ -6,35 +6,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mshnet.kernels.cosine import mean_cosine
 from mshnet.masking import SupportLevel
-
-_EPSILON = 1e-5  # added to norms, as in the published code
-_PRODUCT_LIMIT_BYTES = 256 * 2**20  # of one slice of the query × object product
-
 
 @torch.no_grad()
 def cosine_similarity(query: Float[Tensor, "b l c h w"], support: SupportLevel) -> Float[Tensor, "b k l h w"]:
     """Mean over the object positions of the clamped cosine, one map per layer, in 0..1 (eq. 5).
 
-    Nothing here is learnable, so nothing needs a gradient. The clamp is inside the mean, so the
-    product cannot be collapsed to one prototype; it is made in slices of query positions instead,
-    which bounds its memory. No object: a map of zeros.
+    Nothing here is learnable, so nothing needs a gradient. The clamp is inside the mean, so the product
+    cannot be collapsed to one prototype. No object: a map of zeros. Float32 for bfloat16 features.
     """
-    b, layers, _, h, w = query.shape
-    k = support.features.shape[1]
-    queries = _unit(query.flatten(3), dim=2)
-    objects = _unit(support.features, dim=3) * support.is_object[:, :, None, None]
-    count = support.is_object.sum(-1).clamp(min=1)[:, :, None, None]
-    row_bytes = b * k * layers * objects.shape[-1] * objects.element_size()
-    slices = queries.split(max(1, _PRODUCT_LIMIT_BYTES // row_bytes), dim=-1)
-    # A position outside the object is a zero vector: its clamped cosine adds nothing to the sum.
-    sums = [torch.einsum("blcq,bklcn->bklqn", part, objects).relu_().sum(-1) for part in slices]
-    return (torch.cat(sums, dim=-1) / count).reshape(b, k, layers, h, w)
-
-
-def _unit(x: Tensor, dim: int) -> Tensor:
-    unit: Tensor = x / (x.norm(dim=dim, keepdim=True) + _EPSILON)
-    return unit
+    maps = mean_cosine(query.flatten(3), support.features.flatten(4), support.soft_mask, support.is_object)
+    return maps.unflatten(-1, query.shape[3:])
 
 
 class GenerativePrototypeSimilarity(nn.Module):
@@ -54,7 +37,7 @@ class GenerativePrototypeSimilarity(nn.Module):
     ) -> Float[Tensor, "b k l h w"]:
         """Similarity in 0..1; 0.5 everywhere where the prototype sums to exactly zero (no object)."""
         query_weight, prototype_weight = self.linear.weight.flatten().chunk(2)
-        from_query = torch.einsum("blchw,c->blhw", query, query_weight)
+        from_query = (query.flatten(3).mT @ query_weight.to(query.dtype)).unflatten(-1, query.shape[3:])
         from_prototype = prototype @ prototype_weight
-        has_object = (prototype.sum(-1) != 0).to(query.dtype)
+        has_object = (prototype.sum(-1) != 0).to(from_query.dtype)
         return torch.sigmoid(from_query[:, None] * has_object[..., None, None] + from_prototype[..., None, None])
