@@ -6,7 +6,7 @@ python -m pipelines.evaluate --dataset pascal --source data/VOC2012 --folds 0
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,8 +22,8 @@ from pipelines.train import TrainedFold
 if TYPE_CHECKING:
     import torch
 
+    from mshnet.data.batches import EpisodeBatch, EpisodeLoader
     from mshnet.data.episodes import Episode
-    from mshnet.data.store.images import ImageStore
     from mshnet.engine import Evaluation, Predictor
     from mshnet.features import FeatureCache
 
@@ -61,6 +61,7 @@ def evaluate_fold(
 
     from mshnet.baselines import best_threshold, foreground, prototype_threshold
     from mshnet.checkpoint import load_model
+    from mshnet.data.batches import EpisodeLoader
     from mshnet.data.store.images import ImageStore
     from mshnet.data.tables import read_episodes
     from mshnet.engine import evaluate, network_predictor
@@ -79,18 +80,19 @@ def evaluate_fold(
     model = load_model(storage.join(config.store, trained.model), config.model).to(device)
     untrained = build_network(config).to(device).eval()
     features = FeatureCache(model.backbone, config.compute.feature_cache_bytes)
-    on_base = _batches(config, store, base, device, f"fold {drawn.fold}: baseline's threshold")
-    threshold = best_threshold(features, on_base, training.base_classes)
-    predictors: dict[str, Predictor] = {
-        TRAINED: network_predictor(Relation(model.relation, config.precision)),
-        "untrained": network_predictor(Relation(untrained.relation, config.precision)),
-        "foreground": foreground,
-        "prototype": prototype_threshold(threshold),
-    }
-    outcomes = evaluate(predictors, features, _batches(config, store, test, device, f"fold {drawn.fold}: evaluation"))
     names = store.manifest.class_names
+    with EpisodeLoader(store, config.compute.loader_processes, device) as loader:
+        on_base = _batches(config, loader, base, f"fold {drawn.fold}: baseline's threshold")
+        threshold = best_threshold(features, on_base, training.base_classes)
+        predictors: dict[str, Predictor] = {
+            TRAINED: network_predictor(Relation(model.relation, config.precision)),
+            "untrained": network_predictor(Relation(untrained.relation, config.precision)),
+            "foreground": foreground,
+            "prototype": prototype_threshold(threshold),
+        }
+        outcomes = evaluate(predictors, features, _batches(config, loader, test, f"fold {drawn.fold}: evaluation"))
+        panels = _panels(config, folder, loader, test, outcomes[TRAINED], predictors[TRAINED], features)
     scores = {name: _score(outcome, drawn.novel_classes, names) for name, outcome in outcomes.items()}
-    panels = _panels(config, folder, store, test, outcomes[TRAINED], predictors[TRAINED], features, device)
     pictures = _pictures(folder, drawn.fold, trained, scores)
     return FoldResult(
         fold=drawn.fold,
@@ -124,19 +126,16 @@ def _device(config: CrossValidationConfig) -> torch.device:
 
 
 def _batches(
-    config: CrossValidationConfig, store: ImageStore, episodes: Sequence[Episode[int]], device: torch.device, desc: str
-) -> Any:
+    config: CrossValidationConfig, loader: EpisodeLoader, episodes: Sequence[Episode[int]], desc: str
+) -> Iterator[EpisodeBatch]:
     from ray.experimental import tqdm_ray
-
-    from mshnet.data.batches import EpisodeDataset, load_batches
 
     size = config.training.global_batch
     positions = [range(i, min(i + size, len(episodes))) for i in range(0, len(episodes), size)]
-    batches = load_batches(EpisodeDataset(store, episodes), positions, config.compute.loader_processes)
     bar = tqdm_ray.tqdm(total=len(positions), desc=desc, flush_interval_s=5)
     try:
-        for batch in batches:
-            yield batch.to(device)
+        for batch in loader.batches(episodes, positions):
+            yield batch
             bar.update()
     finally:
         bar.close()  # or it is drawn to the end of the job
@@ -158,23 +157,22 @@ def _score(outcome: Evaluation, classes: Sequence[int], names: Sequence[str]) ->
 def _panels(
     config: CrossValidationConfig,
     folder: str,
-    store: ImageStore,
+    loader: EpisodeLoader,
     episodes: Sequence[Episode[int]],
     outcome: Evaluation,
     predict: Predictor,
     features: FeatureCache,
-    device: torch.device,
 ) -> list[EpisodeOutcome]:
     """Pictures of the best, the median and the worst episodes, each query at most once."""
     import torch
 
-    from mshnet.data.batches import EpisodeDataset
     from mshnet.visualize import episode_panel, png_bytes
 
+    store = loader.store
     iou = outcome.counts.intersection[:, 1] / np.maximum(outcome.counts.union[:, 1], 1)
+    ranked = _ranked(iou, [e.query for e in episodes], config.evaluation.panels_each)
     panels = []
-    for rank, index in _ranked(iou, [e.query for e in episodes], config.evaluation.panels_each):
-        batch = EpisodeDataset(store, episodes)[index].to(device)
+    for (rank, index), batch in zip(ranked, loader.batches(episodes, [[index] for _, index in ranked]), strict=True):
         with torch.no_grad():
             predicted = predict(*features.of(batch), batch)[0].cpu().numpy()
         episode = episodes[index].named(store.image_id)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, islice, tee
 from types import TracebackType
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
 
 from mshnet.data.episodes import Episode
+from mshnet.data.passes import LocalPass, Pass, SharedPass, UploadedPass
+from mshnet.data.readers import Readers, Wanted
 from mshnet.data.store.images import ImageStore
-from mshnet.errors import InputError
+from mshnet.profiling import region
 
 READ_AHEAD_EPISODES = 4096
 """Of how many episodes to come the shards are asked for at once: two random images of each touch some thousand."""
@@ -59,94 +60,112 @@ class EpisodeSequence(Protocol):
     def __getitem__(self, position: int, /) -> Episode[int]: ...
 
 
-class EpisodeDataset(Dataset[EpisodeBatch]):
-    """Loads the episode at a position as a batch of one."""
+@dataclass(frozen=True)
+class _Layout:
+    """How a batch of b episodes of k shots lies in one piece of memory: images, channels last, then masks.
 
-    def __init__(self, store: ImageStore, episodes: EpisodeSequence) -> None:
-        self.store = store
-        self.episodes = episodes
+    Of both the queries' come first, then the supports', episode by episode.
+    """
 
-    def __getitem__(self, position: int) -> EpisodeBatch:
-        episode = self.episodes[position]
-        query, supports = episode.query, episode.supports
-        query_image, query_mask = self.store.pixels(query, episode.class_id, with_ignore=True)
-        images, masks = zip(*(self.store.pixels(row, episode.class_id) for row in supports), strict=True)
+    episodes: tuple[Episode[int], ...]
+    side_px: int
+
+    @property
+    def rows(self) -> int:
+        return sum(1 + len(episode.supports) for episode in self.episodes)
+
+    @property
+    def nbytes(self) -> int:
+        return 4 * self.rows * self.side_px**2
+
+    def wanted(self) -> list[Wanted]:
+        """What to decode, and where to."""
+        area, masks_at = self.side_px**2, 3 * self.rows * self.side_px**2
+        queries = [(episode.query, episode.class_id, True) for episode in self.episodes]
+        supports = [(row, episode.class_id, False) for episode in self.episodes for row in episode.supports]
+        return [Wanted(*row, 3 * area * i, masks_at + area * i) for i, row in enumerate(queries + supports)]
+
+    def batch(self, memory: UInt8[Tensor, " bytes"]) -> EpisodeBatch:
+        """The batch that is in the memory; a view."""
+        b, n, side = len(self.episodes), self.rows, self.side_px
+        images, masks = memory[: self.nbytes].split((3 * n * side**2, n * side**2))
+        images, masks = images.view(n, side, side, 3).permute(0, 3, 1, 2), masks.view(n, side, side)
         return EpisodeBatch(
-            query_images=query_image[None],
-            query_masks=query_mask[None],
-            support_images=torch.stack(images)[None],
-            support_masks=torch.stack(masks)[None],
-            query_rows=(query,),
-            support_rows=(supports,),
-            class_ids=(episode.class_id,),
+            query_images=images[:b],
+            query_masks=masks[:b],
+            support_images=images[b:].unflatten(0, (b, -1)),
+            support_masks=masks[b:].unflatten(0, (b, -1)),
+            query_rows=tuple(episode.query for episode in self.episodes),
+            support_rows=tuple(episode.supports for episode in self.episodes),
+            class_ids=tuple(episode.class_id for episode in self.episodes),
         )
 
 
-def join(batches: Sequence[EpisodeBatch]) -> EpisodeBatch:
-    """One batch of many."""
-    return EpisodeBatch(
-        query_images=_joined([b.query_images for b in batches]),
-        query_masks=_joined([b.query_masks for b in batches]),
-        support_images=_joined([b.support_images for b in batches]),
-        support_masks=_joined([b.support_masks for b in batches]),
-        query_rows=tuple(row for b in batches for row in b.query_rows),
-        support_rows=tuple(rows for b in batches for rows in b.support_rows),
-        class_ids=tuple(c for b in batches for c in b.class_ids),
-    )
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    # In a loader process torch's own function puts the batch where the other process reads it, without a copy more.
-    joined: Tensor = default_collate([episode for part in parts for episode in part])
-    return joined
-
-
-def load_batches(
-    dataset: EpisodeDataset, positions: Sequence[Sequence[int]], processes: int = 0
-) -> Iterator[EpisodeBatch]:
-    """Batches at the given positions, in order, read by `processes` loader processes (0: this one).
-
-    Where the store is remote, its shards begin to come to this node at once, those needed first in front.
-    """
-    upcoming, episodes = islice(chain.from_iterable(positions), READ_AHEAD_EPISODES), dataset.episodes
-    dataset.store.read_ahead(row for position in upcoming for row in episodes[position].images)
-    loader: DataLoader[EpisodeBatch] = DataLoader(
-        dataset,
-        batch_sampler=[list(batch) for batch in positions],
-        collate_fn=join,
-        num_workers=processes,
-        # Forking a process that holds Ray's and torch's threads can hang.
-        multiprocessing_context="spawn" if processes else None,
-    )
-    return _without_traceback(iter(loader))
-
-
 class EpisodeLoader:
-    """Batches of episodes from a store, read ahead by loader processes that live as long as this does.
+    """Batches of episodes from a store, decoded ahead of need by processes that live as long as this does.
 
-    The order of the batches is that of the positions, whatever `processes`. With a `device` they come on it.
-    A context manager; raises InputError as the store does.
+    The order of the batches is that of the positions, and their content the same, whatever `processes`. The episodes
+    at the positions are looked up here, so the processes know rows only and serve any list or sampler. A batch is
+    decoded in its place: images are channels last in memory. It is the consumer's as long as a tensor of it is
+    referred to; memory is bounded by what is decoded ahead, two batches and what the consumer keeps.
+
+    With a CUDA `device` batches come on it: by a stream of its own, from pinned memory, the next one while the
+    consumer computes. A context manager, for one pass at a time.
+
+    Raises InputError as the store does, in the turn of the batch concerned, and LoaderProcessError, naming it, where
+    a process was killed; then make another loader.
     """
 
     def __init__(self, store: ImageStore, processes: int = 0, device: torch.device | None = None) -> None:
-        """`processes` loader processes; 0: this one reads."""
-        self.store, self.processes, self.device = store, processes, device
+        """`processes` loader processes, which start at once and in the background; 0: this one reads, when asked."""
+        self.store, self.device = store, device
         self.waited_s = 0.0
         """Seconds that the consumer waited for a batch, since construction."""
+        self._readers = Readers(store, processes) if processes else None
+        self._stream = torch.cuda.Stream(device) if device is not None and device.type == "cuda" else None
+
+    @property
+    def processes(self) -> tuple[int, ...]:
+        """The loader processes' ids."""
+        return tuple(process.pid for process in self._readers.processes) if self._readers else ()
 
     def batches(self, episodes: EpisodeSequence, positions: Sequence[Sequence[int]]) -> Iterator[EpisodeBatch]:
-        """A batch of the episodes at each of the positions, in order."""
-        batches = load_batches(EpisodeDataset(self.store, episodes), positions, self.processes)
-        while True:
+        """A batch of the episodes at each of the positions, in order. Ends the pass before.
+
+        Where the store is remote, its shards begin to come to this node at once, those needed first in front.
+        """
+        upcoming = islice(chain.from_iterable(positions), READ_AHEAD_EPISODES)
+        self.store.read_ahead(row for position in upcoming for row in episodes[position].images)
+        side = self.store.manifest.format.image_size_px
+        layouts, plans = tee(_Layout(tuple(episodes[i] for i in batch), side) for batch in positions)
+        return self._batches(layouts, self._pass(plans, max(map(len, positions), default=0)))
+
+    def _pass(self, plans: Iterator[_Layout], most: int) -> Pass:
+        pinned = self._stream is not None
+        memories: Pass = LocalPass(self.store, plans, pinned)
+        if self._readers and (first := next(plans, None)):
+            most_bytes = most * (first.nbytes // len(first.episodes))
+            memories = SharedPass(self._readers, chain([first], plans), most_bytes, pinned)
+        if self.device is not None and self._stream is not None:
+            memories = UploadedPass(memories, self.device, self._stream)
+        return memories
+
+    def _batches(self, layouts: Iterator[_Layout], memories: Pass) -> Iterator[EpisodeBatch]:
+        for layout in layouts:
             started = time.monotonic()
-            batch = next(batches, None)
+            with region("loader wait"):
+                memory = next(memories)
             self.waited_s += time.monotonic() - started
-            if batch is None:
-                return
-            yield batch if self.device is None else batch.to(self.device)
+            batch = layout.batch(memory)
+            del memory  # the consumer alone says how long it is kept
+            yield batch
+            del batch
 
     def close(self) -> None:
-        """End the loader processes."""
+        """End the loader processes. Batches that were handed out stay good."""
+        if self._readers:
+            self._readers.close()
+            self._readers = None
 
     def __enter__(self) -> EpisodeLoader:
         return self
@@ -155,11 +174,3 @@ class EpisodeLoader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _without_traceback(batches: Iterator[EpisodeBatch]) -> Iterator[EpisodeBatch]:
-    # Torch wraps what a loader process raises in the text of its traceback.
-    try:
-        yield from batches
-    except InputError as error:
-        raise InputError(str(error).rsplit("InputError: ", 1)[-1].strip()) from None
