@@ -65,13 +65,14 @@ class Journal:
         """Make durable what is known of a trial."""
         storage.write_json(self._uri(number), self.records[number].to_json())
 
-    def end(self, number: int, status: Status, error: str = "") -> None:
+    def end(self, number: int, status: Status, error: str = "") -> TrialRecord:
         """A trial is over: make that durable. Its checkpoints go with the next one's end, a failed one's are kept."""
         self.records[number] = replace(self.records[number], status=status, error=error)
         self.save(number)
         self.remove_unused()
         if status in ENDED:
             self._unused.append(number)  # not now: its workers may still be writing one
+        return self.records[number]
 
     def remove_unused(self) -> None:
         """Remove the checkpoints of trials that are over."""

@@ -214,6 +214,13 @@ def best(records: Iterable[TrialRecord]) -> TrialRecord | None:
     return max(complete, key=lambda record: (record.score or 0.0, -record.number), default=None)
 
 
+def ending(record: TrialRecord, longest: int) -> str:
+    """How a trial ended, in a line; `longest` is the epochs of one that is not stopped."""
+    score = "-" if record.score is None else f"{100 * record.score:.1f}"
+    line = f"trial {record.number}: {record.status} after {len(record.epochs)} of {longest} epochs, mIoU {score}"
+    return f"{line}: {record.error}" if record.error else line
+
+
 def recipe(config: CrossValidationConfig, values: Values) -> dict[str, Any]:
     """The whole configuration with these values, for `cross_validate.py --config`; its folds are left to the job."""
     return {key: value for key, value in applied(config, values).to_json().items() if key != "folds"}

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 from ray import tune
+from ray.experimental import tqdm_ray
+from ray.train import TrainingFailedError
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
+from tqdm import tqdm
 
 from mshnet.errors import InputError, TrainingDivergedError
 from pipelines import dag, storage, train
@@ -22,7 +26,7 @@ from pipelines.checkpoints import Progress
 from pipelines.config import CrossValidationConfig
 from pipelines.draw import DrawnTraining
 from pipelines.journal import Journal
-from pipelines.search import Status, TrialEpoch, TrialRecord
+from pipelines.search import TrialEpoch, TrialRecord, best, ending
 from pipelines.search_runs import SearchRuns
 
 LOG = logging.getLogger(__name__)
@@ -43,23 +47,52 @@ class Trials:
 
 def run(trials: Trials, concurrency: int) -> None:
     """Train the journal's pending trials, as many at a time as said, and leave there what became of them."""
-    journal, compute = trials.journal, trials.config.compute
-    # Ctrl-C must end the search, and Tune's files of metrics are of no use to us.
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    journal = trials.journal
+    # Ctrl-C must end the search; Tune's files of metrics and its own tables on stdout are of no use to us.
+    for setting, value in (
+        ("TUNE_DISABLE_SIGINT_HANDLER", "1"),
+        ("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1"),
+        ("RAY_AIR_NEW_OUTPUT", "0"),
+    ):
+        os.environ.setdefault(setting, value)
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)  # it misses those files
-    scratch = storage.join(journal.folder, "tune")
+    # Workers of stopped trials cannot close their bars, and all bars look alike; the trials have lines of their own.
+    tqdm_ray.instance().process_state_update = lambda state: None
+    with tqdm(
+        total=len(journal.records),
+        initial=len(journal.records) - len(journal.pending()),
+        desc="trials",
+        unit="trial",
+        file=sys.stderr,
+    ) as bar:
+
+        def over(record: TrialRecord) -> None:
+            trials.runs.end(record, journal.longest)
+            LOG.info("%s", ending(record, journal.longest))
+            bar.update()
+            if leading := best(journal.records.values()):
+                bar.set_postfix_str(f"best mIoU {100 * (leading.score or 0):.1f} (trial {leading.number})")
+
+        scratch = storage.join(journal.folder, "tune")
+        for result in _tuner(trials, concurrency, scratch, over).fit():
+            if result.error is not None:
+                over(journal.end(result.config["trial"], "failed", _words(result.error)))
+    journal.remove_unused()
+    storage.remove(scratch)
+
+
+def _tuner(trials: Trials, concurrency: int, scratch: str, over: Callable[[TrialRecord], None]) -> tune.Tuner:
     path, filesystem = storage.for_arrow(scratch)
 
     def trial(given: dict[str, Any]) -> None:
         train_trial(trials, given["trial"], given["run_id"])
 
-    tuner = tune.Tuner(
+    return tune.Tuner(
         # A driver only waits for its workers, which hold the cores; Tune wants it to hold something: a byte.
         tune.with_resources(trial, tune.PlacementGroupFactory([{"memory": 1}])),
-        param_space={"trial": tune.grid_search(journal.pending()), "run_id": ""},
+        param_space={"trial": tune.grid_search(trials.journal.pending()), "run_id": ""},
         tune_config=tune.TuneConfig(
-            scheduler=Scheduler(journal, trials.runs),
+            scheduler=Scheduler(trials.journal, trials.runs, over),
             max_concurrent_trials=concurrency,
             trial_name_creator=lambda started: f"trial-{started.config['trial']:03d}",
         ),
@@ -67,18 +100,15 @@ def run(trials: Trials, concurrency: int) -> None:
             name="experiment",
             storage_path=path,
             storage_filesystem=filesystem,
-            failure_config=tune.FailureConfig(max_failures=compute.max_failures),
+            failure_config=tune.FailureConfig(max_failures=trials.config.compute.max_failures),
             verbose=0,
         ),
     )
-    for result in tuner.fit():
-        if result.error is not None:
-            cause = dag.cause(result.error)
-            number = result.config["trial"]
-            journal.end(number, "failed", f"{type(cause).__name__}: {cause}")
-            trials.runs.end(journal.records[number], journal.longest)
-    journal.remove_unused()
-    storage.remove(scratch)
+
+
+def _words(error: BaseException) -> str:
+    cause = dag.cause(error)
+    return str(cause) if isinstance(cause, InputError) else f"{type(cause).__name__}: {cause}"
 
 
 def train_trial(trials: Trials, number: int, run_id: str) -> None:
@@ -93,9 +123,11 @@ def train_trial(trials: Trials, number: int, run_id: str) -> None:
                 curves = trials.runs.fold(number, run_id, fold)
                 reached = train.fit(config, drawn, folder, curves, callbacks=[FoldReport(fold)])
                 _report_missed(journal, number, fold, reached)
-        except (InputError, TrainingDivergedError) as error:  # trying again would not help
-            ended: Status = "failed" if isinstance(error, InputError) else "diverged"
-            tune.report({SCORE: 0.0, FOLD: fold, ENDED: ended, ERROR: str(error)})
+        except TrainingDivergedError as error:
+            tune.report({SCORE: 0.0, FOLD: fold, ENDED: "diverged", ERROR: str(error)})
+            return
+        except (InputError, TrainingFailedError) as error:  # it has been tried again as often as is of use
+            tune.report({SCORE: 0.0, FOLD: fold, ENDED: "failed", ERROR: _words(error)})
             return
 
 
@@ -126,7 +158,8 @@ class Scheduler(ASHAScheduler):  # type: ignore[misc]
     The start is never stopped: it is what the result must not be worse than, so it is scored in full.
     """
 
-    def __init__(self, journal: Journal, runs: SearchRuns) -> None:
+    def __init__(self, journal: Journal, runs: SearchRuns, over: Callable[[TrialRecord], None]) -> None:
+        """`over` is told of a trial that has come to its end, after the journal."""
         search = journal.search
         super().__init__(
             time_attr="position",
@@ -137,7 +170,7 @@ class Scheduler(ASHAScheduler):  # type: ignore[misc]
             reduction_factor=search.reduction_factor,
             stop_last_trials=False,  # the last epoch ends by itself, and cleanly
         )
-        self._journal, self._runs = journal, runs
+        self._journal, self._runs, self._over = journal, runs, over
         for number in journal.records.keys() - set(journal.pending()):
             past = SimpleNamespace(trial_id=f"recorded-{number}")
             super().on_trial_add(None, past)
@@ -163,7 +196,7 @@ class Scheduler(ASHAScheduler):  # type: ignore[misc]
         """Whether the trial goes on. Its epoch is recorded only then: a crash in between decides again."""
         number, journal = trial.config["trial"], self._journal
         if result.get(ENDED):
-            self._end(number, result[ENDED], result[ERROR])
+            self._over(journal.end(number, result[ENDED], result[ERROR]))
             return str(self.STOP)
         epoch = TrialEpoch(fold=result[FOLD], epoch=result[EPOCH], loss=result["loss"], validation_miou=result[SCORE])
         if not journal.observe(number, epoch):
@@ -177,7 +210,7 @@ class Scheduler(ASHAScheduler):  # type: ignore[misc]
             decision = str(self.CONTINUE)
         self._runs.score(journal.records[number], journal.position(epoch))
         if decision == self.STOP:
-            self._end(number, "stopped")
+            self._over(journal.end(number, "stopped"))
         else:
             journal.save(number)
         return decision
@@ -186,14 +219,4 @@ class Scheduler(ASHAScheduler):  # type: ignore[misc]
         """After a stop too."""
         record = self._journal.records[trial.config["trial"]]
         if record.status == "running" and len(record.epochs) == self._journal.longest:
-            self._end(record.number, "complete")
-
-    def _end(self, number: int, status: Status, error: str = "") -> None:
-        self._journal.end(number, status, error)
-        record = self._journal.records[number]
-        self._runs.end(record, self._journal.longest)
-        score = "-" if record.score is None else f"{100 * record.score:.1f}"
-        LOG.info(
-            "trial %d: %s after %d of %d epochs, mIoU %s%s",
-            number, status, len(record.epochs), self._journal.longest, score, error and f": {error}",
-        )  # fmt: skip
+            self._over(self._journal.end(record.number, "complete"))

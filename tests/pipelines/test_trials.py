@@ -42,7 +42,7 @@ class Runs:
     def score(self, record: TrialRecord, position: int) -> None:
         assert position == len(record.epochs)
 
-    def end(self, record: TrialRecord, longest: int) -> None:
+    def over(self, record: TrialRecord) -> None:
         self.ended[record.number] = record.status
 
 
@@ -52,7 +52,7 @@ def config(epochs: int = 4, folds: tuple[int, ...] = (0,)) -> CrossValidationCon
 
 
 def scheduler(journal: Journal, runs: Any) -> Scheduler:
-    return Scheduler(journal, runs)
+    return Scheduler(journal, runs, runs.over)
 
 
 def started(scheduler: Scheduler, number: int, attempt: str = "a") -> Any:
