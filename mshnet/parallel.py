@@ -106,6 +106,7 @@ class _SharedBatchNorm(torch.autograd.Function):
         parameter's, to be summed with the others' by whoever does that.
         """
         x, weight, mean, variance, count = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=_memory_format(x))  # else torch's sums are bfloat16 where the input is
         inverse = torch.rsqrt(variance + ctx.eps)
         # In its eval mode torch's backward leaves the statistics alone and gives the two sums in one pass.
         _, along, total = torch.ops.aten.native_batch_norm_backward(
@@ -143,6 +144,11 @@ def _shared_statistics(
     mean = (weights * means).sum(0)
     variance = (weights * (variances + (means - mean).square())).sum(0)
     return mean, variance, count
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def _per_channel(values: Float[Tensor, " c"]) -> Float[Tensor, "1 c 1 1"]:
@@ -197,9 +203,9 @@ class ChannelDropout(nn.Module):
         """Same size; in training, channels are zero with probability p, else scaled by 1 / (1 - p)."""
         if not self.training or self.p == 0:
             return x
-        share = self.share or Share(0, len(x), len(x))
-        kept = x.new_empty(share.total, x.shape[1], 1, 1).bernoulli_(1 - self.p).div_(1 - self.p)
-        return x * kept[share.start : share.stop]
+        total = self.share.total if self.share else len(x)
+        kept = x.new_empty(total, x.shape[1], 1, 1).bernoulli_(1 - self.p).div_(1 - self.p)
+        return x * (kept[self.share.start : self.share.stop] if self.share else kept)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

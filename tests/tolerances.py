@@ -40,3 +40,6 @@ PARITY_GRADIENT = Tolerance(
 SAME_COMPUTATION = Tolerance(
     1e-10, "largest magnitude", "float64: the same sums in another order (of shots, of the batch)"
 )
+SAME_UPDATE = Tolerance(
+    1e-5, "largest magnitude", "float32: three updates of a small network, shared among processes or not"
+)
