@@ -97,8 +97,8 @@ def run(config: CrossValidationConfig, dry_run: bool, wanted: Wanted) -> list[An
         if not trains:
             return _results(dag.execute(wanted(build(config, scanned, weights))))
         runs = start_runs(config, scanned, weights)
-        side_by_side = _side_by_side(config, resources) if planned.pending else 1
-        return _tracked(config, runs, lambda: dag.execute(wanted(build(config, scanned, weights, runs, side_by_side))))
+        at_once = room(config, resources) if planned.pending else 1
+        return _tracked(config, runs, lambda: dag.execute(wanted(build(config, scanned, weights, runs, at_once))))
 
 
 def _results(results: dict[str, dag.Result]) -> list[Any]:
@@ -175,16 +175,17 @@ def _upstream(targets: Sequence[Stage]) -> list[Stage]:
     return list(found.values())
 
 
-def _side_by_side(config: CrossValidationConfig, resources: dict[str, float]) -> int:
+def room(config: CrossValidationConfig, resources: dict[str, float]) -> int:
+    """How many trainings the cluster has room for at once. Raises InputError where it has none."""
     compute = config.compute
     workers = compute.min_workers or compute.workers
-    room = resources.get("CPU", 0) // (workers * compute.cpus_per_worker)
+    found = resources.get("CPU", 0) // (workers * compute.cpus_per_worker)
     if compute.use_gpu:
-        room = min(room, resources.get("GPU", 0) // workers)
-    if room < 1:
+        found = min(found, resources.get("GPU", 0) // workers)
+    if found < 1:
         raise InputError(
             f"expected room for {workers} worker(s) of {compute.cpus_per_worker} CPU"
             f"{' and a GPU' if compute.use_gpu else ''} each, found {resources.get('CPU', 0):g} CPU and "
             f"{resources.get('GPU', 0):g} GPU in the cluster; lower --workers or --cpus-per-worker"
         )
-    return int(room)
+    return int(found)

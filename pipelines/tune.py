@@ -21,8 +21,7 @@ from pipelines import dag, provenance, scan, search, storage
 from pipelines.cluster import connected
 from pipelines.config import JobArguments, fingerprint, parse
 from pipelines.graph import Graph, build
-from pipelines.job import _side_by_side as side_by_side
-from pipelines.job import report, resolved, weights_id
+from pipelines.job import report, resolved, room, weights_id
 from pipelines.journal import Journal
 from pipelines.search import SearchConfig
 
@@ -78,7 +77,7 @@ def run(arguments: TuneArguments) -> dict[str, Any]:
         if dry_run:
             return _planned(journal)
         tags = provenance.tags(config, scanned, weights)
-        return _searched(journal, graph, key, tags, side_by_side(config, resources), out)
+        return _searched(journal, graph, key, tags, room(config, resources), out)
 
 
 def search_key(tried: SearchConfig, graph: Graph) -> str:
@@ -93,7 +92,9 @@ def _planned(journal: Journal) -> dict[str, Any]:
     return {"done": [number for number in journal.records if number not in pending], "run": pending}
 
 
-def _searched(journal: Journal, graph: Graph, key: str, tags: Mapping[str, str], room: int, out: str) -> dict[str, Any]:
+def _searched(
+    journal: Journal, graph: Graph, key: str, tags: Mapping[str, str], at_once: int, out: str
+) -> dict[str, Any]:
     from pipelines.draw import DrawnTraining
     from pipelines.search_runs import SearchRuns
 
@@ -105,7 +106,7 @@ def _searched(journal: Journal, graph: Graph, key: str, tags: Mapping[str, str],
             from pipelines import trials
 
             folds = {fold.fold: fold for fold in drawn}
-            trials.run(trials.Trials(journal.config, folds, journal, runs), journal.search.concurrency or room)
+            trials.run(trials.Trials(journal.config, folds, journal, runs), journal.search.concurrency or at_once)
         result = _result(journal, runs, out)
         status = "FINISHED"
         return result
