@@ -6,7 +6,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ _ROWS_PER_TASK = 4, 16
 """At least, as a task costs 0.1 ms beside 1.7 ms for each row; at most, so that a task fits a message."""
 
 
+@runtime_checkable  # the tests' run-time shape check needs isinstance
 class Plan(Protocol):
     """A batch to come."""
 
@@ -32,6 +33,7 @@ class Plan(Protocol):
     def wanted(self) -> Sequence[Wanted]: ...
 
 
+@runtime_checkable
 class Pass(Protocol):
     """Batches' memory, in order. Iterating raises what reading raises, in the turn of the batch concerned."""
 

@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import traceback
 import weakref
 from collections import Counter
@@ -110,6 +111,7 @@ class Readers:
         with its:
             inherited = its.fileno(), self._file.fileno()
             self.processes = [_start(*inherited, len(about), number) for number in range(processes)]
+        self._looked_at = 0.0
         self._pending: Counter[int] = Counter()
         self._errors: dict[int, Exception] = {}
         self.slots = Slots(self._file, self._begin, 1, _PAGE)
@@ -166,11 +168,16 @@ class Readers:
                 self._raise_ended()
 
     def _receive(self, timeout_s: float) -> bool:
-        if not self._poll.poll(1000 * timeout_s):
-            if timeout_s and any(process.poll() is not None for process in self.processes):
+        if time.monotonic() > self._looked_at + _ALIVE_S:
+            self._looked_at = time.monotonic()
+            if any(process.poll() is not None for process in self.processes):
                 self._raise_ended()
+        if not self._poll.poll(1000 * timeout_s):
             return False
-        message = self._mine.recv(_MESSAGE_BYTES)
+        try:
+            message = self._mine.recv(_MESSAGE_BYTES)
+        except ConnectionResetError:  # all have ended, with tasks left
+            message = b""
         if not message:
             self._raise_ended()
         slot, error = pickle.loads(message)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from itertools import islice
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from mshnet.data.batches import READ_AHEAD_EPISODES, EpisodeBatch, EpisodeDataset, join, load_batches
+from mshnet.data.batches import READ_AHEAD_EPISODES, EpisodeBatch, EpisodeLoader, EpisodeSequence
 from mshnet.data.episodes import Episode
 from mshnet.data.store.images import ImageStore
-from mshnet.errors import InputError
 from tests.mshnet.data.stored import noise_image, write_store
 
 EPISODES = [
@@ -35,6 +33,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ImageStore:
     return write_store(str(tmp_path_factory.mktemp("store")), images)
 
 
+def load(store: ImageStore, episodes: EpisodeSequence, positions: Sequence[Sequence[int]]) -> Iterator[EpisodeBatch]:
+    return EpisodeLoader(store).batches(episodes, positions)
+
+
 def assert_same(found: EpisodeBatch, expected: EpisodeBatch) -> None:
     for field in fields(EpisodeBatch):
         x, y = getattr(found, field.name), getattr(expected, field.name)
@@ -46,7 +48,7 @@ def assert_same(found: EpisodeBatch, expected: EpisodeBatch) -> None:
 
 
 def test_a_batch_holds_the_stores_pixels(store: ImageStore) -> None:
-    (batch,) = load_batches(EpisodeDataset(store, EPISODES), [[0, 1, 3]])
+    (batch,) = load(store, EPISODES, [[0, 1, 3]])
     assert len(batch) == 3
     shapes = {
         "query_images": (3, 3, 65, 65),
@@ -71,31 +73,29 @@ def test_a_batch_holds_the_stores_pixels(store: ImageStore) -> None:
 
 
 def test_ignored_pixels_are_kept_in_queries_only(store: ImageStore) -> None:
-    (batch,) = load_batches(EpisodeDataset(store, EPISODES), [[0, 1, 2, 3]])
+    (batch,) = load(store, EPISODES, [[0, 1, 2, 3]])
     assert batch.query_masks.unique().tolist() == [0, 1, 255]
     assert batch.support_masks.unique().tolist() == [0, 1]
     assert all((mask == 255).sum() > 65 for mask in batch.query_masks)
-    (absent,) = load_batches(EpisodeDataset(store, EPISODES), [[4]])
+    (absent,) = load(store, EPISODES, [[4]])
     assert absent.query_masks.unique().tolist() == [0, 255]
     assert absent.support_masks.sum() == 0
 
 
 def test_batches_come_in_the_order_asked_for(store: ImageStore) -> None:
-    dataset = EpisodeDataset(store, EPISODES)
-    found = list(load_batches(dataset, POSITIONS))
+    found = list(load(store, EPISODES, POSITIONS))
     assert [batch.class_ids for batch in found] == [(2, 0), (0,), (1, 2)]
-    for batch, positions in zip(found, POSITIONS, strict=True):
-        assert_same(batch, join([dataset[position] for position in positions]))
+    assert [batch.query_rows for batch in found] == [(2, 0), (1,), (0, 3)]
+    assert [batch.support_rows for batch in found] == [((0, 3), (1, 2)), ((3, 3),), ((2, 3), (1, 0))]
     moved = found[0].to(torch.device("cpu"))
     assert_same(moved, found[0])
 
 
-def test_loader_processes_change_nothing(store: ImageStore) -> None:
-    dataset = EpisodeDataset(store, EPISODES)
-    alone, shared = list(load_batches(dataset, POSITIONS)), list(load_batches(dataset, POSITIONS, processes=2))
-    assert len(alone) == len(shared) == len(POSITIONS)
-    for found, expected in zip(shared, alone, strict=True):
-        assert_same(found, expected)
+def test_images_lie_in_memory_as_convolutions_want_them(store: ImageStore) -> None:
+    (batch,) = load(store, EPISODES, [[0, 1, 3]])
+    assert batch.query_images.is_contiguous(memory_format=torch.channels_last)
+    assert batch.support_images.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+    assert batch.support_images.flatten(0, 1).data_ptr() == batch.support_images.data_ptr()  # a view
 
 
 def test_the_rows_to_come_are_read_ahead_in_order_and_no_sooner_than_asked_for(
@@ -113,7 +113,7 @@ def test_the_rows_to_come_are_read_ahead_in_order_and_no_sooner_than_asked_for(
     announced: list[Iterable[int]] = []
     monkeypatch.setattr(store, "read_ahead", announced.append)
     episodes = Endless()
-    load_batches(EpisodeDataset(store, episodes), [range(i, i + 100) for i in range(0, 10_000, 100)])
+    load(store, episodes, [range(i, i + 100) for i in range(0, 10_000, 100)])
     (rows,) = announced
     assert episodes.asked == 0
     assert list(islice(rows, 7)) == [2, 0, 3, 0, 1, 2, 3]
@@ -127,21 +127,8 @@ def test_what_is_read_ahead_does_not_keep_the_store(store: ImageStore, monkeypat
     monkeypatch.setattr(ImageStore, "read_ahead", lambda self, rows: announced.append(rows))
     opened = ImageStore(store.uri)
     end = weakref.ref(opened)
-    load_batches(EpisodeDataset(opened, EPISODES), POSITIONS)
+    load(opened, EPISODES, POSITIONS)
     del opened
     gc.collect()
     assert end() is None
     assert list(announced[0])[:3] == [2, 0, 3]
-
-
-@pytest.mark.parametrize("processes", [0, 1])
-def test_a_damaged_shard_is_named_in_one_line_whoever_reads_it(processes: int, tmp_path: Path) -> None:
-    store = write_store(str(tmp_path), {name: noise_image(seed) for seed, name in enumerate("abcd")})
-    shard = tmp_path / store.manifest.shards[0].name
-    data = bytearray(shard.read_bytes())
-    data[data.find(b"\x89PNG") + 60] ^= 1
-    shard.write_bytes(data)
-    with pytest.raises(InputError, match=rf"expected crc32 .* in shard {shard.name}") as raised:
-        list(load_batches(EpisodeDataset(store, EPISODES), [[0, 1, 2, 3]], processes))
-    assert "Traceback" not in str(raised.value)
-    assert "\n" not in str(raised.value)

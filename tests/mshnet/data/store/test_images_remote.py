@@ -18,7 +18,7 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from torch import Tensor
 
-from mshnet.data.batches import EpisodeDataset, load_batches
+from mshnet.data.batches import EpisodeLoader
 from mshnet.data.episodes import Episode
 from mshnet.data.filesystem import filesystem
 from mshnet.data.source import LabelledImage
@@ -297,10 +297,11 @@ def test_loader_processes_share_the_cache_of_a_small_disk(
     episodes = [Episode(row, ((row + 5) % 12,), 2 * (row % 2)) for row in range(12)] * 2
     positions = [[i, i + 1] for i in range(0, len(episodes), 2)]
     remote = upload(local, f"{s3_folder}/images")
-    expected = list(load_batches(EpisodeDataset(local, episodes), positions))
-    for i, batch in enumerate(load_batches(EpisodeDataset(remote, episodes), positions, processes=2)):
-        for name in ("query_images", "query_masks", "support_images", "support_masks"):
-            assert torch.equal(getattr(batch, name), getattr(expected[i], name))
+    expected = list(EpisodeLoader(local).batches(episodes, positions))
+    with EpisodeLoader(remote, processes=2) as loader:
+        for i, batch in enumerate(loader.batches(episodes, positions)):
+            for name in ("query_images", "query_masks", "support_images", "support_masks"):
+                assert torch.equal(getattr(batch, name), getattr(expected[i], name))
     assert cached(cache) <= {shard.sha256 for shard in local.manifest.shards}
     assert sum(path.stat().st_size for path in cache.iterdir()) <= limit
 
