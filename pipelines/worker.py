@@ -6,6 +6,7 @@ import itertools
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from pipelines.validation import Validation
 from pipelines.watch import Watch
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from mshnet.data.batches import EpisodeBatch
     from mshnet.data.episodes import Episode
     from mshnet.engine import Part
@@ -102,9 +105,7 @@ class _Worker:
         self.checkpoints = Checkpoints(storage.join(folder, CHECKPOINTS), fold_key(config, drawn))
         self.progress = self._restored()
         self.features = FeatureCache(model.backbone, config.compute.feature_cache_bytes)
-        # Buffers follow from all ranks' episodes alike, so there is nothing to broadcast.
-        module = ray.train.torch.prepare_model(self.bare, parallel_strategy_kwargs={"broadcast_buffers": False})
-        self.relation = Relation(module, config.precision)
+        self.relation = Relation(_data_parallel(self.bare, world_size), config.precision)
 
         self.sums = torch.tensor(self.progress.sums, dtype=torch.float64, device=self.device)
         self.guard = DivergenceGuard(drawn.fold, self._episodes_of, config.compute.log_every_steps, self.device)
@@ -253,6 +254,23 @@ class _Worker:
             query, *supports = (contents[row][0] for row in episode.images)
             named.append(f"query {query}, supports {', '.join(supports)}, class {episode.class_id}, epoch {epoch + 1}")
         return named
+
+
+def _data_parallel(module: nn.Module, world_size: int) -> nn.Module:
+    """On this worker's device, its gradients summed with the others' when there are any."""
+    import ray.train.torch
+
+    options = {
+        # They follow from all ranks' episodes alike, so there is nothing to broadcast.
+        "broadcast_buffers": False,
+        # Else DDP lays its buckets anew after the first update; with them the order in which three and more workers
+        # sum a gradient, so that the first update after a restart would differ in its last bits.
+        "find_unused_parameters": world_size > 2,
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the first has another name from torch 2.15 on
+        prepared: nn.Module = ray.train.torch.prepare_model(module, parallel_strategy_kwargs=options)
+    return prepared
 
 
 def positions(training: TrainingConfig, step: int) -> range:
