@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from mshnet.masking import resize
+from mshnet.folding import conv_after_projection, conv_of_resized, projected_bias
 from mshnet.merging import MERGED_CHANNELS, ConvBlock
 from mshnet.parallel import ChannelDropout
 
@@ -22,9 +23,18 @@ class Head(nn.Sequential):
         first = nn.Conv2d(channels, 128, 3, padding=1, bias=False)
         super().__init__(first, nn.ReLU(inplace=True), nn.Conv2d(128, CLASSES, 3, padding=1))
 
+    def of_resized(self, x: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b 2 i j"]:
+        """The logits of x resized, at that size."""
+        first, relu, last = self
+        return last(relu(conv_of_resized(x, first.weight, size)))  # type: ignore[no-any-return]
+
 
 class FuseDeepest(nn.Module):
-    """Level 5, already at level 4's size, joined with level 4."""
+    """Level 5, resized to level 4's size, joined with level 4.
+
+    Two 1x1 convolutions, a concatenation, the deeper half first, and a 3x3 convolution: all linear, so
+    computed as one 3x3 convolution of each input, the deeper one at its own size.
+    """
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
@@ -34,14 +44,24 @@ class FuseDeepest(nn.Module):
         self.refine = ConvBlock(PYRAMID_CHANNELS, PYRAMID_CHANNELS, kernel=3)
         self.dropout = ChannelDropout(dropout)
 
-    def forward(self, deeper: Float[Tensor, "b c h w"], lateral: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
-        """The deeper half comes first in the concatenation."""
-        joined = self.join(torch.cat([self.deeper(deeper), self.lateral(lateral)], dim=1))
-        return self.dropout(self.refine(joined))  # type: ignore[no-any-return]
+    def forward(
+        self, deeper: Float[Tensor, "b c h5 w5"], lateral: Float[Tensor, "b c h4 w4"]
+    ) -> Float[Tensor, "b d h4 w4"]:
+        """Twice the width, at level 4's size."""
+        conv, norm, relu = self.join
+        size = (lateral.shape[-2], lateral.shape[-1])
+        of_deeper, of_lateral = conv.weight.chunk(2, dim=1)
+        joined = F.conv2d(lateral, conv_after_projection(of_lateral, self.lateral.weight), conv.bias, padding=1)
+        joined = joined + conv_of_resized(deeper, conv_after_projection(of_deeper, self.deeper.weight), size)
+        joined = joined + projected_bias(conv.weight, torch.cat([self.deeper.bias, self.lateral.bias]), size)
+        return self.dropout(self.refine(relu(norm(joined))))  # type: ignore[no-any-return]
 
 
 class FuseFinest(nn.Module):
-    """The pyramid so far, already at level 3's size, joined with level 3."""
+    """The pyramid so far, resized to level 3's size, joined with level 3.
+
+    The 1x1 convolution of level 3 and the 3x3 convolution behind the concatenation are computed as one.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,10 +70,21 @@ class FuseFinest(nn.Module):
         self.join = ConvBlock(2 * PYRAMID_CHANNELS, PYRAMID_CHANNELS, kernel=3)
         self.refine = ConvBlock(PYRAMID_CHANNELS, PYRAMID_CHANNELS, kernel=3)
 
-    def forward(self, deeper: Float[Tensor, "b d h w"], lateral: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
-        """The deeper half comes first in the concatenation."""
-        joined = self.join(torch.cat([self.deeper(deeper), self.lateral(lateral)], dim=1))
-        return self.refine(joined)  # type: ignore[no-any-return]
+    def forward(
+        self, deeper: Float[Tensor, "b d h4 w4"], lateral: Float[Tensor, "b c h3 w3"]
+    ) -> Float[Tensor, "b d h3 w3"]:
+        """Same width, at level 3's size."""
+        size = (lateral.shape[-2], lateral.shape[-1])
+        conv, norm, relu = self.deeper
+        deeper = relu(norm(conv_of_resized(deeper, conv.weight, size, conv.bias)))
+        conv, norm, relu = self.join
+        of_deeper, of_lateral = conv.weight.chunk(2, dim=1)
+        weight = torch.cat(
+            [of_deeper, conv_after_projection(of_lateral, self.lateral.weight).to(of_deeper.dtype)], dim=1
+        )
+        joined = F.conv2d(torch.cat([deeper, lateral], dim=1), weight, conv.bias, padding=1)
+        joined = joined + projected_bias(of_lateral, self.lateral.bias, size)
+        return self.refine(relu(norm(joined)))  # type: ignore[no-any-return]
 
 
 class Decoder(nn.Module):
@@ -93,9 +124,8 @@ class InvertedPyramid(nn.Module):
         Fidelity: level 5's inner head reads the map already resized to level 4 (published code).
         """
         h3, w3 = level3.shape[-2:]
-        deepest = resize(level5, (level4.shape[-2], level4.shape[-1]))
-        pyramid = resize(self.fuse_deepest(deepest, level4), (h3, w3))
-        decoded = self.decoder(self.fuse_finest(pyramid, level3))
-        logits = self.head(resize(decoded, (2 * h3, 2 * w3)))
-        inner = zip(self.inner_heads, (deepest, level4, level3), strict=True)
-        return logits, tuple(head(x) for head, x in inner)
+        decoded = self.decoder(self.fuse_finest(self.fuse_deepest(level5, level4), level3))
+        logits = self.head.of_resized(decoded, (2 * h3, 2 * w3))
+        of_5, of_4, of_3 = self.inner_heads
+        size4 = (level4.shape[-2], level4.shape[-1])
+        return logits, (of_5.of_resized(level5, size4), of_4(level4), of_3(level3))

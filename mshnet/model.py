@@ -14,6 +14,7 @@ from mshnet.decoder import InvertedPyramid
 from mshnet.errors import InputError
 from mshnet.masking import mask_pyramid, prototypes, resize, select_object
 from mshnet.merging import SymmetricMergingBlock
+from mshnet.profiling import region
 from mshnet.similarity import GenerativePrototypeSimilarity, cosine_similarity
 
 Maps = dict[int, Float[Tensor, "b k l h w"]]
@@ -31,12 +32,17 @@ class Similarities:
 class Prediction:
     """Background and foreground logits of the query."""
 
-    logits: Float[Tensor, "b 2 H W"]
-    """At the image size; the mask is their argmax."""
     logits_low: Float[Tensor, "b 2 _ _"]
     """Before the last resize, at twice level 3's size: what the loss reads."""
     inner_logits: tuple[Float[Tensor, "b 2 _ _"], ...]
     """Of levels 5, 4, 3, each at its own size (level 5's at level 4's)."""
+    size: tuple[int, int]
+    """The image's height and width."""
+
+    @property
+    def logits(self) -> Float[Tensor, "b 2 H W"]:
+        """At the image size; the mask is their argmax. Resized when asked for: training never does."""
+        return resize(self.logits_low, self.size)
 
 
 class RelationNetwork(nn.Module):
@@ -67,17 +73,20 @@ class RelationNetwork(nn.Module):
 
     def forward(self, query: Features, support: Features, masks: Float[Tensor, "b k H W"]) -> Prediction:
         """Segment the queries. The image size is that of the masks."""
-        maps = self.similarities(query, support, masks)
-        merged = [
+        with region("similarity"):
+            maps = self.similarities(query, support, masks)
+        with region("merging"):
+            logits_low, inner_logits = self.pyramid(*self._merged(maps))
+        return Prediction(logits_low, inner_logits, size=(masks.shape[-2], masks.shape[-1]))
+
+    def _merged(self, maps: Similarities) -> list[Float[Tensor, "b c h w"]]:
+        return [
             self.merging[str(level)](
                 maps.cosine[level] if maps.cosine else None,
                 maps.prototype[level] if maps.prototype else None,
             )
             for level in LEVELS
         ]
-        logits_low, inner_logits = self.pyramid(*merged)
-        size = (masks.shape[-2], masks.shape[-1])
-        return Prediction(logits=resize(logits_low, size), logits_low=logits_low, inner_logits=inner_logits)
 
 
 class MSHNet(nn.Module):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mshnet.kernels.cosine import mean_cosine
 from mshnet.masking import SupportLevel
 
+
 @torch.no_grad()
 def cosine_similarity(query: Float[Tensor, "b l c h w"], support: SupportLevel) -> Float[Tensor, "b k l h w"]:
     """Mean over the object positions of the clamped cosine, one map per layer, in 0..1 (eq. 5).

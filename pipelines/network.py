@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from mshnet.backbone import Features
+    from mshnet.backbone import Backbone, Features, InferenceBackbone
     from mshnet.data.store.images import ImageStore
     from mshnet.model import MSHNet, Prediction
 
@@ -41,22 +41,43 @@ def build_network(config: CrossValidationConfig, images: ImageStore | None = Non
     return model
 
 
+def inference_backbone(backbone: Backbone, precision: str) -> InferenceBackbone:
+    """The frozen backbone made fast, at the configured precision, from its weights and statistics as they are now."""
+    import torch
+
+    from mshnet.backbone import InferenceBackbone
+
+    return InferenceBackbone(backbone, torch.bfloat16 if precision == "bfloat16" else torch.float32)
+
+
 @dataclass
 class Relation:
     """The learnable part at the configured precision; outputs are float32."""
 
     module: torch.nn.Module
     precision: str
+    compiled: bool = False
+    """By `torch.compile`; on a GPU its CUDA graphs take the launches off the CPU. The first calls take minutes."""
+
+    def __post_init__(self) -> None:
+        if self.compiled:
+            on_gpu = any(parameter.is_cuda for parameter in self.module.parameters())
+            self.module.compile(mode="reduce-overhead" if on_gpu else "default", dynamic=False)
 
     def __call__(self, query: Features, support: Features, masks: Tensor) -> Prediction:
+        import torch
+
         from mshnet.model import Prediction
 
+        if self.compiled:
+            # What the last call returned has been used: its memory may be written again.
+            torch.compiler.cudagraph_mark_step_begin()
         with _autocast(self.precision, masks.device):
             prediction: Prediction = self.module(query, support, masks)
         return Prediction(
-            logits=prediction.logits.float(),
             logits_low=prediction.logits_low.float(),
             inner_logits=tuple(logits.float() for logits in prediction.inner_logits),
+            size=prediction.size,
         )
 
 

@@ -84,8 +84,7 @@ def blocked_mean_cosine(
     maps = queries.new_zeros(b, k, layers, queries.shape[-1], dtype=exact(queries.dtype))
     for episode in range(b):
         vectors = [
-            _unit_vectors(objects[episode, shot].mT, soft[episode, shot], is_object[episode, shot])
-            for shot in range(k)
+            _unit_vectors(objects[episode, shot].mT, soft[episode, shot], is_object[episode, shot]) for shot in range(k)
         ]
         for layer in range(layers):
             shots = [unit[layer].mT for unit in vectors]

@@ -97,7 +97,7 @@ class Poisoned(nn.Module):
         prediction = self.network(query, support, masks)
         low = prediction.logits_low.clone()
         self.poison(low)
-        return Prediction(logits=prediction.logits, logits_low=low, inner_logits=prediction.inner_logits)
+        return Prediction(logits_low=low, inner_logits=prediction.inner_logits, size=prediction.size)
 
 
 def nan_loss(logits: Tensor) -> None:
@@ -272,7 +272,7 @@ def test_a_tie_is_background() -> None:
     def undecided(query: object, support: object, masks: torch.Tensor) -> Prediction:
         logits = torch.zeros(1, 2, 2, 2)
         logits[0, 1] = torch.tensor([[0.0, 1e-6], [-1e-6, 3.0]])
-        return Prediction(logits=logits, logits_low=logits, inner_logits=())
+        return Prediction(logits_low=logits, inner_logits=(), size=(2, 2))
 
     empty = torch.empty(0, 0, 0, 0, 0)
     features = Features(empty, empty, empty)

@@ -19,8 +19,7 @@ def prediction(low: Tensor, inner: tuple[Tensor, ...]) -> Prediction:
     def two(x: Tensor) -> Tensor:
         return torch.stack([torch.zeros_like(x), x], dim=1)
 
-    full = torch.full((len(low), 2, 9, 9), math.nan, dtype=low.dtype)
-    return Prediction(logits=full, logits_low=two(low), inner_logits=tuple(two(x) for x in inner))
+    return Prediction(logits_low=two(low), inner_logits=tuple(two(x) for x in inner), size=(9, 9))
 
 
 def cross_entropy(foreground: float, truth: int) -> float:
