@@ -19,7 +19,8 @@ class Journal:
         self.longest = len(config.folds) * config.training.epochs
         """Epochs of a trial that is not stopped."""
         self.records = {number: self.read(number) for number in range(search.trials)}
-        self._unused: list[int] = []
+        # A search that was killed may have left some.
+        self._unused = [number for number, record in self.records.items() if record.status in ENDED]
 
     def read(self, number: int) -> TrialRecord:
         """A trial as it lies on the store; one that has not begun where there is nothing."""

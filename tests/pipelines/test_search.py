@@ -202,6 +202,10 @@ def test_checkpoints_go_after_the_next_trial_has_ended_and_a_failed_ones_stay(tm
     assert [folder.exists() for folder in folders] == [False, True, True, True]
     journal.end(2, "stopped")
     assert folders[2].exists()
+    killed = Journal(named("demo", ""), SearchConfig(trials=4), str(tmp_path))
+    killed.remove_unused()
+    assert [folder.exists() for folder in folders] == [False, True, False, True]
+    folders[2].mkdir()
     journal.remove_unused()
     assert [folder.exists() for folder in folders] == [False, True, False, True]
 
