@@ -127,7 +127,7 @@ def update_memory(
     image_size_px: int = 473,
     precision: Literal["float32", "bfloat16"] = "bfloat16",
 ) -> UpdateMemory:
-    """An estimate for a GPU: every tensor of the second update counted while it is alive, under autocast.
+    """An estimate for a GPU: every tensor of an update counted while it is alive, under autocast.
 
     Not in it: what the allocator rounds up and cuDNN takes for itself, the CUDA context, and inside the
     similarities anything but three copies of the features (weighted, and both divided by their norms).
@@ -139,10 +139,17 @@ def update_memory(
         alive.count([*network.parameters(), *network.buffers()])
         weights = alive.now
         with alive:
-            for _ in range(2):  # the momentum is made by the first
-                features = _update(network, optimizer, alive, shot, batch, image_size_px, precision)
-        learnable = sum(parameter.numel() * 4 for parameter in network.relation.parameters())
-    return UpdateMemory(weights, learnable, learnable, features, alive.peak)
+            for parameter in network.relation.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            optimizer.step()  # makes the momentum
+            momentum = alive.now - weights - learnable_bytes(network)
+            features = _update(network, optimizer, alive, shot, batch, image_size_px, precision)
+    return UpdateMemory(weights, learnable_bytes(network), momentum, features, alive.peak)
+
+
+def learnable_bytes(network: MSHNet) -> int:
+    """Of the learnable part's weights, and so of its gradients."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in network.relation.parameters())
 
 
 def _update(

@@ -67,7 +67,9 @@ def test_what_is_absent_costs_nothing() -> None:
 
 def test_every_shot_asks_for_its_own_batch_statistics() -> None:
     # A level: 2 norms in each Block-Conv per shot, 1 and 4 in the Shot-Convs, 2 behind; 8 in the pyramid.
-    assert [batch_norm_calls(ModelConfig(), shot) for shot in (1, 5)] == [3 * (4 * shot + 7) + 8 for shot in (1, 5)]
+    assert [batch_norm_calls(ModelConfig(backbone="resnet18"), shot) for shot in (1, 5)] == [
+        3 * (4 * shot + 7) + 8 for shot in (1, 5)
+    ]
 
 
 def test_memory_holds_what_is_known_of_it() -> None:
