@@ -88,14 +88,12 @@ class StepProfiler:
 
     def _write(self, files: dict[str, bytes]) -> None:
         for name, data in files.items():
-            storage.write_bytes(storage.join(self.folder, name), data)
-        if self.tracker is None:
-            return
-        try:
-            for name, data in files.items():
-                self.tracker.log_bytes(self.run_id, data, f"profile/{name}")
-        except Exception as error:  # noqa: BLE001 - whatever ails the tracker, training goes on
-            _say(f"the tracker did not take the files ({error}); they are on the store")
+            try:
+                storage.write_bytes(storage.join(self.folder, name), data)
+                if self.tracker is not None:
+                    self.tracker.log_bytes(self.run_id, data, f"profile/{name}")
+            except Exception as error:  # noqa: BLE001 - whatever ails store or tracker, training goes on
+                _say(f"{name} was not kept everywhere ({error})")
 
 
 def _synchronise() -> None:

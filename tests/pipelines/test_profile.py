@@ -78,6 +78,15 @@ def test_a_tracker_that_is_away_stops_nothing(tmp_path: Path, capsys: pytest.Cap
     assert {file.name for file in tmp_path.iterdir()} == {TRACE, TABLE, NUMBERS}
 
 
+def test_a_store_that_is_away_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    tracker: Any = Artifacts()
+    train(StepProfiler(str(tmp_path / "file" / "no folder"), steps=1, tracker=tracker, run_id="run"), SKIPPED + 3)
+    said = capsys.readouterr().err
+    assert said.count("was not kept everywhere") == 3
+    assert "| backward |" in said
+
+
 def test_other_ranks_do_nothing(tmp_path: Path) -> None:
     train(StepProfiler(str(tmp_path), steps=1, rank=1), SKIPPED + 3)
     assert list(tmp_path.iterdir()) == []
