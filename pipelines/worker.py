@@ -56,6 +56,7 @@ def train_loop(job: Mapping[str, Any]) -> None:
     """
     config = CrossValidationConfig.from_json(job["config"])
     drawn = DrawnTraining.from_json(job["drawn"])
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # else every report is logged
     try:
         with ExitStack() as ending:
             _Worker(config, drawn, job["folder"], job["run_id"], ending).run()
@@ -81,9 +82,9 @@ class _Worker:
         from mshnet.parallel import share_of, synchronise_batch_norm
 
         context = ray.train.get_context()
-        self.rank, world_size = context.get_world_rank(), context.get_world_size()
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.config, self.training, self.drawn, self.run_id = config, config.training, drawn, run_id
-        self.share = share_of(self.training.episodes_per_part, self.rank, world_size)
+        self.share = share_of(self.training.episodes_per_part, self.rank, self.world_size)
         torch.set_num_threads(config.compute.cpus_per_worker)
         self.device = ray.train.torch.get_device()
         self.store = ImageStore(storage.join(config.store, drawn.store))
@@ -96,7 +97,7 @@ class _Worker:
             self.training.episodes_per_epoch,
         )
         validation = read_episodes(storage.join(tables, EPISODES), drawn.validation_sha256, "validation")
-        self.validation = Validation(validation, self.rank, world_size, self.training.global_batch)
+        self.validation = Validation(validation, self.rank, self.world_size, self.training.global_batch)
 
         model = build_network(config, self.store).to(self.device)
         self.backbone, self.bare = model.backbone, model.relation
@@ -105,7 +106,7 @@ class _Worker:
         self.checkpoints = Checkpoints(storage.join(folder, CHECKPOINTS), fold_key(config, drawn))
         self.progress = self._restored()
         self.features = FeatureCache(model.backbone, config.compute.feature_cache_bytes)
-        self.relation = Relation(_data_parallel(self.bare, world_size), config.precision)
+        self.relation = Relation(_data_parallel(self.bare, self.world_size), config.precision)
 
         self.sums = torch.tensor(self.progress.sums, dtype=torch.float64, device=self.device)
         self.guard = DivergenceGuard(drawn.fold, self._episodes_of, config.compute.log_every_steps, self.device)
@@ -136,7 +137,7 @@ class _Worker:
             return Progress()
         checkpoint = newest[1] if newest else self.checkpoints.read(name)
         load_state(checkpoint.tensors, self.bare, self.optimizer, self.backbone)
-        self._say(f"going on from update {checkpoint.progress.step}")
+        self._say(f"going on from update {checkpoint.progress.step} with {self.world_size} worker(s)")
         return checkpoint.progress
 
     def run(self) -> None:

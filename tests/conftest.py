@@ -47,3 +47,15 @@ def s3_folder(object_store: server.ObjectStore, monkeypatch: pytest.MonkeyPatch)
     """An empty place on it, as a URI, with the environment set so that every client finds it."""
     object_store.use(monkeypatch)
     return f"s3://{object_store.bucket}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a small fold (`tests/training_process.py`) that nothing happened to: its folder, below that of its data."""
+    from tests.pipelines.drawn_fold import train_here
+    from tests.training_process import UPDATES, small_fold
+
+    root = tmp_path_factory.mktemp("training")
+    reached = train_here(*small_fold(root), root / "undisturbed")
+    assert reached.step == UPDATES
+    return root / "undisturbed"
