@@ -43,3 +43,15 @@ SAME_COMPUTATION = Tolerance(
 SAME_UPDATE = Tolerance(
     1e-5, "largest magnitude", "float32: three updates of a small network, shared among processes or not"
 )
+COSINE_FLOAT64 = Tolerance(1e-12, "1", "float64 sums in another order; maps lie in 0..1")
+COSINE_FLOAT32 = Tolerance(1e-5, "1", "float32 sums in another order, the features' own rounding included")
+COSINE_BFLOAT16 = Tolerance(
+    4e-3,
+    "1",
+    "features rounded to 8 bits, and on a CPU each product too: 2^-9 of it; seen: 2e-3 with one object position, "
+    "2e-4 with hundreds, as the errors average out",
+)
+COMPILED = Tolerance(1e-4, "largest magnitude, 1 at least", "float32: the compiler may order sums otherwise")
+SAME_TRAINING = Tolerance(
+    1e-3, "the loss", "float32: epochs of a network of 65 px shared among other numbers of processes; 2e-5 was seen"
+)
