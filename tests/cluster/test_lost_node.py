@@ -154,10 +154,8 @@ def test_a_fold_grows_when_a_node_comes(nodes: TwoNodes, undisturbed: Path) -> N
         training.wait_for_words("with 1 worker(s)")
         nodes.add()
         training.wait_for_words("with 2 worker(s)")
-        grown = train.progress(config, drawn, str(folder)).step
-        training.wait_for(
-            lambda: train.progress(config, drawn, str(folder)).step > max(grown, UPDATES), "another update"
-        )
+        enough = max(train.progress(config, drawn, str(folder)).step, UPDATES)
+        training.wait_for(lambda: train.progress(config, drawn, str(folder)).step > enough, "another update")
     found = train.progress(config, drawn, str(folder))
     # Up to there another number of epochs changes nothing.
     assert_same_losses(losses(found)[:EPOCHS], losses(newest(undisturbed).progress))
