@@ -11,7 +11,7 @@ by the real command; --work keeps them for the next time. Episodes: class, query
 that show 2,048 px of the class; so many that on average each image is visited once. Everybody loads the same ones in
 batches of 4, in 2 loader processes, from files that are in the page cache:
 
-- ours: `ImageStore`, `EpisodeDataset` and `load_batches`, as training uses them; uint8 tensors.
+- ours: `ImageStore` and `EpisodeLoader`, as training uses them; uint8 tensors.
 - plain files: what the published code does. Pillow opens and resizes (bilinear) the original JPEG, ToTensor and
   Normalize on the CPU; the mask from a label PNG (VOC) or, instance by instance, from polygons (COCO), to float,
   resized by nearest neighbour. The annotations lie parsed in memory, which is kind to it.
@@ -45,7 +45,7 @@ import tyro
 from episode_formats import MEAN, STD, MdsEpisodes, MdsRows, write_samples
 from reading_contenders import BARE, CONTENDERS, DataSet, Task, bare, measured
 
-from mshnet.data.batches import EpisodeDataset
+from mshnet.data.batches import EpisodeLoader
 from mshnet.data.episodes import Episode
 from mshnet.data.filesystem import filesystem
 from mshnet.data.store.images import ImageStore
@@ -100,8 +100,8 @@ def _median(values: Sequence[float]) -> float:
 def check_same(task: Task) -> None:
     """Raise SystemExit unless the contenders give the same pixels for the first episodes."""
     episodes = task.episodes[:4]
-    dataset = EpisodeDataset(ImageStore(task.store), episodes)
-    expected = [dataset[i] for i in range(len(episodes))]
+    loader = EpisodeLoader(ImageStore(task.store))
+    expected = list(loader.batches(episodes, [[i] for i in range(len(episodes))]))
     load = task.plain_files()
     plain = [load(episode) for episode in episodes]
     for a, b in zip(expected, plain, strict=True):

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import torch
 from episode_formats import SIDE_PX, MdsEpisodes, MdsRows, PlainFiles, Tars, encoded_rows, open_mds
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
-from mshnet.data.batches import EpisodeBatch, EpisodeDataset, join, load_batches
+from mshnet.data.batches import EpisodeBatch, EpisodeLoader
 from mshnet.data.episodes import Episode
 from mshnet.data.store import decode
 from mshnet.data.store.images import ImageStore
@@ -56,34 +56,14 @@ class Gate:
         self._barrier = multiprocessing.get_context("spawn").Barrier(processes + 1)
         self._passed = False
 
+    def open(self) -> None:
+        """For whoever knows by other means that its processes are up."""
+        self._passed = True
+
     def wait(self) -> None:
         if not self._passed:
             self._passed = True
             self._barrier.wait(timeout=300)
-
-
-class GatedStore(ImageStore):
-    """Begins to read ahead when the clock starts."""
-
-    upcoming: tuple[int, ...] = ()
-
-    def read_ahead(self, rows: Iterable[int]) -> None:
-        self.upcoming = tuple(rows)
-
-    def begin(self) -> None:
-        super().read_ahead(self.upcoming)
-
-
-class GatedEpisodes(EpisodeDataset):
-    """Ours, waiting at the gate."""
-
-    def __init__(self, store: ImageStore, episodes: Sequence[Episode[int]], gate: Gate) -> None:
-        super().__init__(store, episodes)
-        self.gate = gate
-
-    def __getitem__(self, position: int) -> EpisodeBatch:
-        self.gate.wait()
-        return super().__getitem__(position)
 
 
 class GatedSamples(Dataset[EpisodeBatch]):
@@ -111,51 +91,68 @@ class GatedStream(IterableDataset[EpisodeBatch]):
         yield from self.samples
 
 
+def joined(batches: Sequence[EpisodeBatch]) -> EpisodeBatch:
+    """One batch of many; in a loader process put where the other process reads it, without a copy more."""
+
+    def whole(name: str) -> Any:
+        return default_collate([episode for batch in batches for episode in getattr(batch, name)])
+
+    return EpisodeBatch(
+        query_images=whole("query_images"),
+        query_masks=whole("query_masks"),
+        support_images=whole("support_images"),
+        support_masks=whole("support_masks"),
+        query_rows=tuple(row for b in batches for row in b.query_rows),
+        support_rows=tuple(rows for b in batches for rows in b.support_rows),
+        class_ids=tuple(c for b in batches for c in b.class_ids),
+    )
+
+
 def loader(dataset: Any, task: Task) -> Iterator[EpisodeBatch]:
-    """Torch's loader as `load_batches` sets it up."""
+    """Torch's loader, its processes started afresh as ours are."""
     return iter(
         DataLoader(
             dataset,
             batch_size=task.batch,
-            collate_fn=join,
+            collate_fn=joined,
             num_workers=task.processes,
             multiprocessing_context="spawn",
         )
     )
 
 
-# What a contender gives: batches, and what begins together with the clock.
-Batches = tuple[Iterator[EpisodeBatch], Callable[[], None]]
-
-
-def _nothing() -> None:
-    pass
-
-
-def ours(task: Task, gate: Gate) -> Batches:
-    store = GatedStore(task.store)
+def ours(task: Task, gate: Gate) -> Iterator[EpisodeBatch]:
+    loader = EpisodeLoader(ImageStore(task.store), task.processes)
+    loader.wait_until_started()
+    gate.open()
     positions = range(len(task.episodes))
     batches = [positions[i : i + task.batch] for i in range(0, len(positions), task.batch)]
-    return load_batches(GatedEpisodes(store, task.episodes, gate), batches, task.processes), store.begin
+    return _begun_late(loader, task, batches)
 
 
-def plain_files(task: Task, gate: Gate) -> Batches:
-    return loader(GatedSamples(task.plain_files(), task, gate), task), _nothing
+def _begun_late(loader: EpisodeLoader, task: Task, batches: Sequence[range]) -> Iterator[EpisodeBatch]:
+    """Begins to read, also ahead, when the first batch is asked for."""
+    with loader:
+        yield from loader.batches(task.episodes, batches)
 
 
-def mds_by_index(task: Task, gate: Gate) -> Batches:
-    return loader(GatedSamples(MdsRows(task.mds("mds_images")), task, gate), task), _nothing
+def plain_files(task: Task, gate: Gate) -> Iterator[EpisodeBatch]:
+    return loader(GatedSamples(task.plain_files(), task, gate), task)
 
 
-def mds_in_order(task: Task, gate: Gate) -> Batches:
-    return loader(GatedStream(MdsEpisodes(task.mds(f"mds_{task.shot}shot")), gate), task), _nothing
+def mds_by_index(task: Task, gate: Gate) -> Iterator[EpisodeBatch]:
+    return loader(GatedSamples(MdsRows(task.mds("mds_images")), task, gate), task)
 
 
-def webdataset_in_order(task: Task, gate: Gate) -> Batches:
-    return loader(GatedStream(task.tars(), gate), task), _nothing
+def mds_in_order(task: Task, gate: Gate) -> Iterator[EpisodeBatch]:
+    return loader(GatedStream(MdsEpisodes(task.mds(f"mds_{task.shot}shot")), gate), task)
 
 
-CONTENDERS: Mapping[str, Callable[[Task, Gate], Batches]] = {
+def webdataset_in_order(task: Task, gate: Gate) -> Iterator[EpisodeBatch]:
+    return loader(GatedStream(task.tars(), gate), task)
+
+
+CONTENDERS: Mapping[str, Callable[[Task, Gate], Iterator[EpisodeBatch]]] = {
     "ours": ours,
     "plain files, as published": plain_files,
     "mosaicml-streaming by index": mds_by_index,
@@ -185,10 +182,9 @@ def measured(name: str, task: Task) -> tuple[float, float]:
 def _pass(name: str, task: Task, report: Any) -> None:
     os.environ["MSHNET_CACHE_DIR"] = str(task.cache / "ours")
     gate = Gate(task.processes)
-    batches, begin = CONTENDERS[name](task, gate)
+    batches = CONTENDERS[name](task, gate)
     gate.wait()
     started = time.monotonic()
-    begin()
     first_s, episodes = 0.0, 0
     for batch in batches:
         first_s = first_s or time.monotonic() - started

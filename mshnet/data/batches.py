@@ -129,6 +129,11 @@ class EpisodeLoader:
         """The loader processes' ids."""
         return tuple(process.pid for process in self._readers.processes) if self._readers else ()
 
+    def wait_until_started(self) -> None:
+        """Until every loader process is up, which takes seconds; for measurements: a pass need not wait for it."""
+        if self._readers:
+            self._readers.wait_until_started()
+
     def batches(self, episodes: EpisodeSequence, positions: Sequence[Sequence[int]]) -> Iterator[EpisodeBatch]:
         """A batch of the episodes at each of the positions, in order. Ends the pass before.
 

@@ -39,6 +39,8 @@ _ORPHAN_S = 2.0
 """How often a loader process looks whether its parent is still the one that started it."""
 _END_S = 5.0
 """Given to a loader process to end by itself."""
+_STARTED = -1
+"""In a slot's place: the process is ready."""
 _PAGE = mmap.ALLOCATIONGRANULARITY
 
 
@@ -112,10 +114,16 @@ class Readers:
             inherited = its.fileno(), self._file.fileno()
             self.processes = [_start(*inherited, len(about), number) for number in range(processes)]
         self._looked_at = 0.0
+        self._starting = processes
         self._pending: Counter[int] = Counter()
         self._errors: dict[int, Exception] = {}
         self.slots = Slots(self._file, self._begin, 1, _PAGE)
         self.close = weakref.finalize(self, _close, self.processes, self._mine)
+
+    def wait_until_started(self) -> None:
+        """Until every process is ready for tasks."""
+        while self._starting:
+            self._receive(_ALIVE_S)
 
     @property
     def number(self) -> int:
@@ -181,6 +189,9 @@ class Readers:
         if not message:
             self._raise_ended()
         slot, error = pickle.loads(message)
+        if slot == _STARTED:
+            self._starting -= 1
+            return True
         self._pending[slot] -= 1
         if error is not None:
             self._errors.setdefault(slot, error)
@@ -236,6 +247,7 @@ def serve(tasks: int, file: int, about_bytes: int, parent: int) -> None:
     store: ImageStore = pickle.loads(os.pread(file, about_bytes, _PAGE))
     wanted_pass = np.frombuffer(mmap.mmap(file, _PAGE), np.int64, 1)
     connection = socket.socket(fileno=tasks)
+    connection.send(pickle.dumps((_STARTED, None)))
     mapped, memory = (0, 0), np.empty(0, np.uint8)
     while message := connection.recv(_MESSAGE_BYTES):
         number, begin, size, slot, slot_bytes, rows = pickle.loads(message)
