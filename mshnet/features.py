@@ -17,7 +17,6 @@ from mshnet.backbone import Features
 from mshnet.data.batches import EpisodeBatch
 from mshnet.profiling import region
 
-
 ImageFeatures = Callable[[Tensor], Features]
 """A `Backbone` or an `InferenceBackbone`: from uint8 images (n, 3, H, W)."""
 
