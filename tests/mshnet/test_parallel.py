@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -108,11 +108,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Training:
-    """Some updates on the same eight episodes, as one process of a world."""
+    """Some updates on the same episodes, as one process of a world."""
 
     dtype: torch.dtype = torch.float64
     cuts: tuple[int, ...] | None = None
     """Where a part is cut into shares; None: as even as can be."""
+    episodes: int = BATCH
     statistics_batch: int = BATCH
     updates: int = 3
     real: bool = False
@@ -148,12 +149,8 @@ class Training:
         share = share_of(self.statistics_batch, rank, world_size)
         if self.cuts and world_size > 1:
             share = Share(self.cuts[rank], self.cuts[rank + 1], self.statistics_batch)
-        firsts = range(0, BATCH, self.statistics_batch)
-        return [Part(self.batch(EPISODES[first + share.start : first + share.stop]), share) for first in firsts]
-
-    def batch(self, episodes: Sequence[tuple[int, tuple[int, ...]]]) -> EpisodeBatch:
-        # Torch has no fast float64 convolution.
-        return episode_batch(list(episodes), side=33 if self.real else 65)
+        firsts = range(0, self.episodes, self.statistics_batch)
+        return [Part(episode_batch(EPISODES[first + share.start : first + share.stop]), share) for first in firsts]
 
 
 @dataclass(frozen=True)
@@ -224,7 +221,7 @@ EVEN, UNEVEN = Training(), Training(cuts=(0, 3, 8))
 HALVES = Training(statistics_batch=4)
 UNEVEN_HALVES = Training(statistics_batch=4, cuts=(0, 3, 4))
 SINGLE, POISONED = Training(dtype=torch.float32), Training(updates=2, poisoned_rank=1)
-REAL = Training(updates=1, real=True)
+REAL = Training(updates=1, real=True, episodes=4, statistics_batch=4)  # torch has no fast float64 convolution
 BRIEF = Training(updates=1)
 NORMS = (
     Normalising(torch.float64, (0, 3, 8)),

@@ -12,7 +12,7 @@ import torch
 from torch import distributed
 from torch import multiprocessing as processes
 
-DEADLINE_S = 240.0
+DEADLINE_S = 400.0
 
 
 class Scenario(Protocol):
@@ -60,7 +60,7 @@ def _join(rank: int, world_size: int, folder: Path) -> None:
         init_method=f"file://{folder}/rendezvous_of_{world_size}",
         rank=rank,
         world_size=world_size,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=DEADLINE_S),
     )
 
 
