@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -50,6 +53,32 @@ def test_masks_are_lossless(height: int, width: int, share: float, transposed: b
         tensor = by_torchvision(torch.frombuffer(bytearray(png), dtype=torch.uint8), ImageReadMode.GRAY)
         np.testing.assert_array_equal(tensor[0].numpy() > 127, expected)
         assert Image.open(io.BytesIO(png)).mode == "1"
+
+
+def unfiltered_png(mask: np.ndarray, parts: int) -> bytes:
+    """A 1-bit PNG without filters, its pixels cut into chunks."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    height, width = mask.shape
+    data = zlib.compress(np.pad(np.packbits(mask, axis=1), ((0, 0), (1, 0))))
+    cuts = [len(data) * i // parts for i in range(parts + 1)]
+    chunks = [chunk(b"IDAT", data[begin:end]) for begin, end in pairwise(cuts)]
+    head = struct.pack(">II5B", width, height, 1, 0, 0, 0, 0)
+    return b"".join([b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", head), *chunks, chunk(b"IEND", b"")])
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 90), st.integers(1, 90), st.floats(0, 1), st.integers(1, 2), st.integers(0, 2**32 - 1))
+def test_masks_without_filters_are_read_as_well(height: int, width: int, share: float, parts: int, seed: int) -> None:
+    """Those that need no PNG decoder, and those that look like it but lie in two chunks."""
+    mask = np.random.default_rng(seed).random((height, width)) < share
+    png = unfiltered_png(mask, parts)
+    np.testing.assert_array_equal(decode.original_mask(png) != 0, mask)  # it is a PNG
+    packed, found = decode.packed_mask(png)
+    assert found == width
+    np.testing.assert_array_equal(np.unpackbits(packed, axis=1)[:, :width], mask)
 
 
 @pytest.mark.parametrize("with_ignore", [False, True])
