@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SMOOTHING_S = 120.0  # what lies further back hardly counts in the rate
 WAITING_POINTS = 20  # for a slow tracker; the oldest go first
 LAST_POINTS_S = 5.0  # how long the end of training waits for the tracker
+TEXT_S = 2.0  # between two changes of the bar's text
 GIB = 2**30
 
 
@@ -52,6 +53,7 @@ class Watch:
         self._usage = Usage(clock)
         self._losses: Tensor | None = None
         self._updates = 0  # since the last look
+        self._loss_text, self._shown = "", clock()
         self._bar = _bar(self._text(min(first_step + 1, self.total), ""), self.total - first_step)
 
     def update(self, step: int, losses: Tensor, waited_s: float) -> None:
@@ -60,11 +62,15 @@ class Watch:
         `waited_s`: seconds that training ever waited for the loader. The losses are looked at, which a GPU
         has to be waited for, every `every` updates only.
         """
-        self._pace.update(self._clock(), waited_s)
+        now = self._clock()
+        self._pace.update(now, waited_s)
         self._losses = losses.detach().clone() if self._losses is None else self._losses + losses.detach()
         self._updates += 1
         if step % self.every == 0 or step == self.total:
             self._look(step)
+        if now - self._shown >= TEXT_S or step == self.total:
+            self._shown = now
+            self._show(step)
         self._bar.update(1)
 
     def pause(self) -> None:
@@ -80,16 +86,23 @@ class Watch:
     def _look(self, step: int) -> None:
         assert self._losses is not None
         total, outer, inner = (self._losses / self._updates).tolist()
-        self._losses, self._updates = None, 0
-        values = {"loss": total, "outer_loss": outer, "inner_loss": inner, "loader_wait_percent": self._pace.waited()}
-        rate, left = self._pace.updates_per_s, self._pace.left_s(step, self.total)
-        text = f" · loss {total:.4f}"
-        if rate is not None and left is not None:
-            values |= {"episodes_per_s": rate * self.training.global_batch, "eta_s": left}
-            text += f" · {rate * self.training.global_batch:.1f} episodes/s · {hours(left)} left"
-        self._bar.set_description(self._text(step, text))
+        self._losses, self._updates, self._loss_text = None, 0, f" · loss {total:.4f}"
         if self._points:
-            self._points.put(step, values | self._usage.of_the_process())
+            losses = {"loss": total, "outer_loss": outer, "inner_loss": inner}
+            pace = {"loader_wait_percent": self._pace.waited(), **self._rate(step)}
+            self._points.put(step, losses | pace | self._usage.of_the_process())
+
+    def _rate(self, step: int) -> dict[str, float]:
+        """Empty until there is one."""
+        rate, left = self._pace.updates_per_s, self._pace.left_s(step, self.total)
+        if rate is None or left is None:
+            return {}
+        return {"episodes_per_s": rate * self.training.global_batch, "eta_s": left}
+
+    def _show(self, step: int) -> None:
+        rate = self._rate(step)
+        pace = f" · {rate['episodes_per_s']:.1f} episodes/s · {hours(rate['eta_s'])} left" if rate else ""
+        self._bar.set_description(self._text(step, self._loss_text + pace))
 
     def _text(self, step: int, rest: str) -> str:
         epoch = max(0, step - 1) // self.training.steps_per_epoch + 1
@@ -216,10 +229,10 @@ def _bar(text: str, total: int) -> Any:
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         from ray.experimental import tqdm_ray
 
-        return tqdm_ray.tqdm(total=total, desc=text, unit=" updates", flush_interval_s=2)
+        return tqdm_ray.tqdm(total=total, desc=text, unit="update", flush_interval_s=2)
     import tqdm
 
-    return tqdm.tqdm(total=total, desc=text, unit=" updates", dynamic_ncols=True, file=sys.stderr)
+    return tqdm.tqdm(total=total, desc=text, unit="update", dynamic_ncols=True, file=sys.stderr)
 
 
 def _cpu_s() -> float:
