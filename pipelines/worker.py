@@ -20,7 +20,7 @@ from pipelines.checkpoints import CHECKPOINTS, Checkpoints, Progress, fold_key
 from pipelines.config import CrossValidationConfig
 from pipelines.divergence import DivergenceGuard
 from pipelines.draw import EPISODES, PAIRS, DrawnTraining
-from pipelines.network import Relation, build_network
+from pipelines.network import Relation, build_network, inference_backbone
 from pipelines.profile import StepProfiler
 from pipelines.results import EpochRecord
 from pipelines.tracking import Tracker
@@ -105,8 +105,11 @@ class _Worker:
         self.optimizer = make_optimizer(self.bare.parameters(), self.training)
         self.checkpoints = Checkpoints(storage.join(folder, CHECKPOINTS), fold_key(config, drawn))
         self.progress = self._restored()
-        self.features = FeatureCache(model.backbone, config.compute.feature_cache_bytes)
-        self.relation = Relation(_data_parallel(self.bare, self.world_size), config.precision)
+        # After the backbone's own buffers are in place, of which it is made.
+        backbone = inference_backbone(model.backbone, config.precision)
+        self.features = FeatureCache(backbone, config.compute.feature_cache_bytes)
+        module = _data_parallel(self.bare, self.world_size)
+        self.relation = Relation(module, config.precision, config.compute.compile)
 
         self.sums = torch.tensor(self.progress.sums, dtype=torch.float64, device=self.device)
         self.guard = DivergenceGuard(drawn.fold, self._episodes_of, config.compute.log_every_steps, self.device)
@@ -202,9 +205,9 @@ class _Worker:
 
         training = self.training
         self.bare.eval()
-        validated = self.validation.miou(
-            Relation(self.bare, self.config.precision), self.features, self.loader, self.device
-        )
+        # Not through DDP: a rank with fewer episodes must not wait for the others.
+        relation = self.relation if self.world_size == 1 else Relation(self.bare, self.config.precision)
+        validated = self.validation.miou(relation, self.features, self.loader, self.device)
         total, outer, inner = (value / training.steps_per_epoch for value in self.sums.tolist())
         self.sums.zero_()
         record = EpochRecord(

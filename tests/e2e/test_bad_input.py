@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
         (["--no-such-option", "1"], "no-such-option"),
         (["--backbone", "vgg16"], "vgg16"),
         (["--recipe", "unheard"], "recipe must be one of default, paper, published, demo, got 'unheard'"),
-        (["--workers", "3"], "global_batch must be a multiple of workers, got 4 and 3"),
+        (["--workers", "5"], "workers must be at most 4, got 5"),
         (["--config", "absent.json"], "no configuration file 'absent.json'"),
     ],
 )
