@@ -55,3 +55,7 @@ COMPILED = Tolerance(1e-4, "largest magnitude, 1 at least", "float32: the compil
 SAME_TRAINING = Tolerance(
     1e-3, "the loss", "float32: epochs of a network of 65 px shared among other numbers of processes; 2e-5 was seen"
 )
+FOLDED_FLOAT32 = Tolerance(1e-5, "a level's largest magnitude", "batch norm in the weights: each rounded once more")
+FOLDED_BFLOAT16 = Tolerance(
+    3e-2, "a level's largest magnitude", "8 bits in every weight and activation of up to fifty convolutions"
+)
