@@ -65,9 +65,11 @@ class SearchRuns:
             record.status, f"{record.status} {record.error}".strip()
         )
         status = "FAILED" if record.status in ("diverged", "failed") else "FINISHED"
-        folds = dict.fromkeys(epoch.fold for epoch in record.epochs)
         _asked(lambda: tracker.set_tags(run_id, {STATUS_TAG: words}))
-        for ended in dict.fromkeys([*(self.fold(record.number, run_id, fold) for fold in folds), run_id]):
+        folds = {fold: self.fold(record.number, run_id, fold) for fold in {epoch.fold for epoch in record.epochs}}
+        for fold, fold_run in folds.items():
+            _asked(lambda fold=fold, fold_run=fold_run: _log_missing(tracker, fold_run, record, fold))  # type: ignore[misc]
+        for ended in {*folds.values(), run_id}:
             _asked(lambda ended=ended: tracker.finish(ended, status))  # type: ignore[misc]
 
     def log_result(self, result: Mapping[str, Any], recipe: bytes, table: str) -> None:
@@ -85,6 +87,15 @@ class SearchRuns:
         ended = {self.started[number]: "KILLED" for number in unfinished if self.started.get(number)}
         for run_id, how in {**ended, self.parent: status}.items():
             _asked(lambda run_id=run_id, how=how: tracker.finish(run_id, how))  # type: ignore[misc]
+
+
+def _log_missing(tracker: Tracker, run_id: str, record: TrialRecord, fold: int) -> None:
+    """The epochs that a worker was stopped before it could log."""
+    logged = tracker.logged_epochs(run_id)
+    for known in record.epochs:
+        if known.fold == fold and known.epoch not in logged:
+            values = {"train/loss": known.loss, "validation/miou": known.validation_miou}
+            tracker.log_metrics(run_id, values, known.epoch)
 
 
 def _tracker(config: CrossValidationConfig) -> Tracker:
