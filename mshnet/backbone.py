@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torchvision
@@ -133,26 +133,27 @@ class InferenceBackbone(nn.Module):
         super().__init__()
         self.stem, self.maxpool = fuse_conv_bn_eval(backbone.conv1, backbone.bn1), backbone.maxpool
         stages = (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4)
-        self.stages = nn.ModuleList(nn.ModuleList(_FoldedBlock(block) for block in stage) for stage in stages)
+        self.stages = nn.ModuleList(nn.Sequential(*(_FoldedBlock(block) for block in stage)) for stage in stages)
         self.dtype = dtype
         self.requires_grad_(False)
-        self.to(dtype=dtype, memory_format=torch.channels_last)
+        self.to(dtype=dtype).to(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def forward(self, images: UInt8[Tensor, "n 3 H W"]) -> Features:
         """Features of RGB images of 0..255, in this backbone's precision."""
         x = normalise(images).to(self.dtype, memory_format=torch.channels_last)
         x = self.maxpool(self.stem(x).relu_())
-        for block in self.stages[0]:
+        first, *others = (cast(nn.Sequential, stage) for stage in self.stages)
+        for block in first:
             x = block(x).relu_()
         maps = []
-        for stage in self.stages[1:]:
+        for stage in others:
             level, x = _stage(stage, x)
             maps.append(level)
         return Features(*maps)
 
 
-def _stage(blocks: nn.ModuleList, x: Tensor) -> tuple[Float[Tensor, "n l c h w"], Float[Tensor, "n c h w"]]:
+def _stage(blocks: nn.Sequential, x: Tensor) -> tuple[Float[Tensor, "n l c h w"], Float[Tensor, "n c h w"]]:
     """A level's maps, each written where it stays, and the input of the next stage."""
     maps: Tensor | None = None
     for i, block in enumerate(blocks):
@@ -181,5 +182,5 @@ class _FoldedBlock(nn.Module):
         out = x
         for conv in self.convs[:-1]:
             out = conv(out).relu_()
-        out = self.convs[-1](out)
-        return out.add_(x if self.shortcut is None else self.shortcut(x))
+        summed: Tensor = self.convs[-1](out)
+        return summed.add_(x if self.shortcut is None else self.shortcut(x))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -25,8 +27,8 @@ class Head(nn.Sequential):
 
     def of_resized(self, x: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b 2 i j"]:
         """The logits of x resized, at that size."""
-        first, relu, last = self
-        return last(relu(conv_of_resized(x, first.weight, size)))  # type: ignore[no-any-return]
+        first = cast(nn.Conv2d, self[0])
+        return self[2](self[1](conv_of_resized(x, first.weight, size)))  # type: ignore[no-any-return]
 
 
 class FuseDeepest(nn.Module):
@@ -48,13 +50,13 @@ class FuseDeepest(nn.Module):
         self, deeper: Float[Tensor, "b c h5 w5"], lateral: Float[Tensor, "b c h4 w4"]
     ) -> Float[Tensor, "b d h4 w4"]:
         """Twice the width, at level 4's size."""
-        conv, norm, relu = self.join
+        conv = self.join.conv
         size = (lateral.shape[-2], lateral.shape[-1])
         of_deeper, of_lateral = conv.weight.chunk(2, dim=1)
         joined = F.conv2d(lateral, conv_after_projection(of_lateral, self.lateral.weight), conv.bias, padding=1)
         joined = joined + conv_of_resized(deeper, conv_after_projection(of_deeper, self.deeper.weight), size)
-        joined = joined + projected_bias(conv.weight, torch.cat([self.deeper.bias, self.lateral.bias]), size)
-        return self.dropout(self.refine(relu(norm(joined))))  # type: ignore[no-any-return]
+        joined = joined + projected_bias(conv.weight, torch.cat([_bias(self.deeper), _bias(self.lateral)]), size)
+        return self.dropout(self.refine(self.join.finish(joined)))  # type: ignore[no-any-return]
 
 
 class FuseFinest(nn.Module):
@@ -75,16 +77,16 @@ class FuseFinest(nn.Module):
     ) -> Float[Tensor, "b d h3 w3"]:
         """Same width, at level 3's size."""
         size = (lateral.shape[-2], lateral.shape[-1])
-        conv, norm, relu = self.deeper
-        deeper = relu(norm(conv_of_resized(deeper, conv.weight, size, conv.bias)))
-        conv, norm, relu = self.join
+        conv = self.deeper.conv
+        deeper = self.deeper.finish(conv_of_resized(deeper, conv.weight, size, conv.bias))
+        conv = self.join.conv
         of_deeper, of_lateral = conv.weight.chunk(2, dim=1)
         weight = torch.cat(
             [of_deeper, conv_after_projection(of_lateral, self.lateral.weight).to(of_deeper.dtype)], dim=1
         )
         joined = F.conv2d(torch.cat([deeper, lateral], dim=1), weight, conv.bias, padding=1)
-        joined = joined + projected_bias(of_lateral, self.lateral.bias, size)
-        return self.refine(relu(norm(joined)))  # type: ignore[no-any-return]
+        joined = joined + projected_bias(of_lateral, _bias(self.lateral), size)
+        return self.refine(self.join.finish(joined))  # type: ignore[no-any-return]
 
 
 class Decoder(nn.Module):
@@ -128,4 +130,9 @@ class InvertedPyramid(nn.Module):
         logits = self.head.of_resized(decoded, (2 * h3, 2 * w3))
         of_5, of_4, of_3 = self.inner_heads
         size4 = (level4.shape[-2], level4.shape[-1])
-        return logits, (of_5.of_resized(level5, size4), of_4(level4), of_3(level3))
+        return logits, (cast(Head, of_5).of_resized(level5, size4), of_4(level4), of_3(level3))
+
+
+def _bias(conv: nn.Conv2d) -> Float[Tensor, " c"]:
+    assert conv.bias is not None
+    return conv.bias

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -20,6 +22,15 @@ class ConvBlock(nn.Sequential):
     def __init__(self, inputs: int, outputs: int, kernel: int, dilation: int = 1) -> None:
         conv = nn.Conv2d(inputs, outputs, kernel, padding=dilation * (kernel // 2), dilation=dilation)
         super().__init__(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+    @property
+    def conv(self) -> nn.Conv2d:
+        """The first of the three, for those who compute it together with what is before it."""
+        return cast(nn.Conv2d, self[0])
+
+    def finish(self, convolved: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """What follows the convolution: batch norm and ReLU."""
+        return self[2](self[1](convolved))  # type: ignore[no-any-return]
 
 
 class BlockConv(nn.Module):

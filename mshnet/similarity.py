@@ -18,7 +18,7 @@ def cosine_similarity(query: Float[Tensor, "b l c h w"], support: SupportLevel) 
     cannot be collapsed to one prototype. No object: a map of zeros. Float32 for bfloat16 features.
     """
     maps = mean_cosine(query.flatten(3), support.features.flatten(4), support.soft_mask, support.is_object)
-    return maps.unflatten(-1, query.shape[3:])
+    return maps.reshape(*maps.shape[:3], *query.shape[3:])
 
 
 class GenerativePrototypeSimilarity(nn.Module):

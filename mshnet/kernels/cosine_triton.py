@@ -17,8 +17,8 @@ from torch import Tensor
 from mshnet.kernels.cosine import EPSILON, norms
 
 
-@triton.jit
-def _kernel(
+@triton.jit  # type: ignore[untyped-decorator]
+def _kernel(  # type: ignore[no-untyped-def]
     queries, objects, index, scale, counts, maps,  # pointers
     shots, layers, positions, support_positions, channels,
     query_b, query_l, query_c, query_q,  # strides
