@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mshnet.data.source import ImageRecord, LabelledImage, Source
     from pipelines.graph import Graph
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 """Raise it when the same source would give other shards."""
 IMAGES = "images"
 MANIFEST = "manifest.json"

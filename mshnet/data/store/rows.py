@@ -83,5 +83,16 @@ def _encoded(picture: Image.Image, format: str, **options: Any) -> bytes:
 
 
 def _mask_png(mask: Bool[np.ndarray, "H W"]) -> bytes:
-    # Run lengths suit masks: on COCO's 0.6 ms each instead of 0.9 ms by default, and no larger.
-    return _encoded(Image.fromarray(mask), "png", compress_type=zlib.Z_RLE)
+    """A 1-bit PNG without filters, which `decode.packed_mask` reads without a PNG decoder: 0.03 ms instead of 0.2 ms.
+
+    On COCO's masks 0.1 ms each and 1.3 KB, with Pillow 0.6 ms and 1.2 KB at best.
+    """
+    height, width = mask.shape
+    rows = np.zeros((height, 1 + (width + 7) // 8), dtype=np.uint8)  # a row begins with its filter: 0, none
+    rows[:, 1:] = np.packbits(mask, axis=1)
+    head = struct.pack(">II5B", width, height, 1, 0, 0, 0, 0)  # 1 bit, grey
+    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(rows, level=3)), (b"IEND", b""))
+    parts = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
