@@ -105,3 +105,24 @@ def test_training_goes_on_bit_for_bit_from_every_update(tmp_path: Path, k: int) 
     for name, tensor in straight.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], tensor), name
     assert torch.equal(resumed_backbone.running_mean, backbone.running_mean)  # type: ignore[arg-type]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_the_copy_is_of_the_moment_and_nothing_waits_for_it(tmp_path: Path) -> None:
+    checkpoints = SlowCheckpoints(str(tmp_path))
+    checkpoints.go.set()
+    weight = torch.zeros(2**26, device="cuda")
+    with BackgroundWriter(checkpoints) as writer:
+        for step in range(3):
+            if step == 2:
+                torch.cuda.set_sync_debug_mode("error")  # the buffers are there by now
+            try:
+                writer.put(Progress(step=step), {"weight": weight})
+                weight += 1
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            if step < 2:
+                writer.wait()
+    for step in (1, 2):
+        assert checkpoints.read(name_of(step)).tensors["weight"].unique().tolist() == [step]
