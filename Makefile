@@ -7,7 +7,7 @@ CACHES := .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 PORT ?= 5000
 ARGS ?=
 
-.PHONY: help setup cross-validate test check format ui object-store lock clean clean-venv clean-outputs
+.PHONY: help setup cross-validate tune test check format ui object-store lock clean clean-venv clean-outputs
 
 help: ## List the targets
 	@echo "make TARGET [ARGS='...'] [PYTHON=python3.12]"
@@ -20,6 +20,9 @@ $(READY): requirements.lock pyproject.toml
 
 cross-validate: $(READY) ## Cross-validate, on generated data unless ARGS say otherwise; ends with the fold table
 	$(BIN)/python pipelines/cross_validate.py $(ARGS)
+
+tune: $(READY) ## Search for training values, on generated data unless ARGS say otherwise; writes a recipe
+	$(BIN)/python pipelines/tune.py $(ARGS)
 
 test: check ## The static checks, then the tests (ARGS go to pytest)
 	@infra/setup.sh servers
