@@ -96,8 +96,8 @@ def run(config: CrossValidationConfig, dry_run: bool, wanted: Wanted) -> list[An
             return [{"done": list(planned.done), "run": [stage.name for stage in planned.pending]}]
         if not trains:
             return _results(dag.execute(wanted(build(config, scanned, weights))))
+        at_once = room(config, resources) if planned.pending else 1  # before runs that nobody would end
         runs = start_runs(config, scanned, weights)
-        at_once = room(config, resources) if planned.pending else 1
         return _tracked(config, runs, lambda: dag.execute(wanted(build(config, scanned, weights, runs, at_once))))
 
 
