@@ -29,11 +29,12 @@ def foreground(query: Features, support: Features, batch: EpisodeBatch) -> Bool[
 def prototype_cosine(query: Features, support: Features, batch: EpisodeBatch) -> Float[Tensor, "b H W"]:
     """Cosine between each query position and the object's mean feature over all shots, -1..1.
 
-    Features are the last map of level 4 (torchvision's layer3); nothing is trained.
+    Features are the last map of level 4 (torchvision's layer3), of any precision, in float32 from here on;
+    nothing is trained.
     """
     masks = batch.support_masks.float()
-    queries = torch.relu(query.level4[:, -1])
-    supports = torch.relu(support.level4[:, -1]).unflatten(0, masks.shape[:2])
+    queries = torch.relu(query.level4[:, -1].float())
+    supports = torch.relu(support.level4[:, -1].float()).unflatten(0, masks.shape[:2])
     size = (queries.shape[-2], queries.shape[-1])
     (soft,) = mask_pyramid(masks, (size,))
     prototype = torch.einsum("bkchw,bkhw->bc", supports, soft)

@@ -157,7 +157,8 @@ class CrossValidationConfig(Record):
     """imagenet (torchvision's, downloaded once), random (from the seed, batch norm fitted to training images), or a
     path or URI of safetensors or a torch state dict."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 runs the learnable part under autocast."""
+    """Of the backbone's features and of the learnable part, in training, validation and evaluation (bfloat16: the
+    latter under autocast). The learnable weights stay float32, and so is all of the registered model when served."""
     images: ImageFormat = field(default_factory=ImageFormat)
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mshnet.engine import Evaluation, Predictor
     from mshnet.features import FeatureCache
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Raise it when the same weights would give other numbers or pictures."""
 TRAINED = "trained"
 CURVES, BARS = "curves.png", "classes.png"
@@ -66,7 +66,7 @@ def evaluate_fold(
     from mshnet.data.tables import read_episodes
     from mshnet.engine import evaluate, network_predictor
     from mshnet.features import FeatureCache
-    from pipelines.network import Relation, build_network
+    from pipelines.network import Relation, build_network, inference_backbone
 
     training, drawn = DrawnTraining.from_json(training_result), DrawnTest.from_json(test_result)
     trained = TrainedFold.from_json(trained_result)
@@ -79,7 +79,9 @@ def evaluate_fold(
     base = read_episodes(table, drawn.episodes_sha256, "threshold")
     model = load_model(storage.join(config.store, trained.model), config.model).to(device)
     untrained = build_network(config).to(device).eval()
-    features = FeatureCache(model.backbone, config.compute.feature_cache_bytes)
+    # As in training and validation, and for everything that is judged here.
+    backbone = inference_backbone(model.backbone, config.precision)
+    features = FeatureCache(backbone, config.compute.feature_cache_bytes)
     names = store.manifest.class_names
     with EpisodeLoader(store, config.compute.loader_processes, device) as loader:
         on_base = _batches(config, loader, base, f"fold {drawn.fold}: baseline's threshold")

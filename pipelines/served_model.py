@@ -8,6 +8,9 @@ nothing of `pipelines`. One row of input is one query:
 - `masks`: a JSON list of their k masks, base64 PNG each, of the size of their image, object pixels not 0.
 
 One row of output: `mask`, base64 PNG of the query's own size, 255 where the object is, else 0.
+
+It computes in float32 whatever the precision that it was trained and judged at, since any server can; a model
+trained in bfloat16 is thus served a little more exactly than it was judged.
 """
 
 from __future__ import annotations

@@ -72,6 +72,10 @@ def test_cosines_by_hand() -> None:
     # Between them: bilinear with aligned corners.
     assert found[0, 1, 1].item() == pytest.approx(sum(corners) / 4, abs=1e-6)
     assert found[0, 0, 1].item() == pytest.approx(0.8, abs=1e-6)
+    # The same from bfloat16, in which these features are exact: only they are rounded, nothing after them.
+    short = (features(maps.bfloat16()) for maps in (query, supports))
+    again = prototype_cosine(*short, batch(torch.zeros(3, 3), torch.ones(2, 3, 3)))
+    assert torch.equal(again, found)
 
 
 def test_only_the_object_makes_the_prototype() -> None:

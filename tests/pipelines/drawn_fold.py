@@ -39,15 +39,14 @@ def draw_fold(config: CrossValidationConfig, fold: int = 0) -> DrawnTraining:
     if not Path(config.source).exists():
         write_voc(Path(config.source), images=120, size_px=48, seed=0)
     scanned = scan.scan_source(config)
-    return DrawnTraining.from_json(
-        _done(draw.training_stage(config, scanned, preprocess.stages(config, scanned), fold))
-    )
+    return DrawnTraining.from_json(done(draw.training_stage(config, scanned, preprocess.stages(config, scanned), fold)))
 
 
-def _done(stage: Stage) -> Mapping[str, Any]:
+def done(stage: Stage) -> Mapping[str, Any]:
+    """The stage's result; what is missing is run here, as Ray would run it elsewhere."""
     recorded = stage.recorded()
     if recorded is None:
-        recorded = stage.run(*stage.arguments, *(_done(need) for need in stage.needs))
+        recorded = stage.run(*stage.arguments, *(done(need) for need in stage.needs))
         storage.write_json(stage.result, recorded)
     return recorded
 
