@@ -77,12 +77,15 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     inner_weight: float,
     seed: int,
+    stopped: Bool[Tensor, ""] | None = None,
 ) -> Update:
     """One update: the mean loss over the episodes of all parts and processes, one step of the optimizer.
 
     All processes call it with their shares of the same parts. `relation` is a module or holds one as
     `.module`; with several processes there must be a DistributedDataParallel in it. The optimizer is fused, as
-    `make_optimizer`'s; `seed` is that of the update's dropout. The device is never waited for.
+    `make_optimizer`'s; `seed` is that of the update's dropout. Where `stopped` (on the device, the same on all
+    processes) is True, weights and momentum are left alone as well: an earlier update was not finite. The device
+    is never waited for.
     """
     parts = tuple(parts)
     episodes = sum(part.share.total for part in parts)
@@ -99,7 +102,7 @@ def train_step(
         with region("communication"):
             distributed.all_reduce(mean)
     with region("optimizer"):
-        return Update(mean, _step(optimizer, mean))
+        return Update(mean, _step(optimizer, mean, stopped))
 
 
 def _backward(
@@ -117,11 +120,17 @@ def _backward(
     return fraction * torch.stack([loss.detach() for loss in losses])
 
 
-def _step(optimizer: torch.optim.Optimizer, losses: Float[Tensor, " 3"]) -> Bool[Tensor, ""]:
-    """Step unless a loss or a gradient is not finite; decided on the device, so that nobody waits for it."""
+def _step(
+    optimizer: torch.optim.Optimizer, losses: Float[Tensor, " 3"], stopped: Bool[Tensor, ""] | None
+) -> Bool[Tensor, ""]:
+    """Step unless a loss or a gradient is not finite, or training has stopped; returns whether they are finite.
+
+    Decided on the device, so that nobody waits for it.
+    """
     gradients = [x.grad for group in optimizer.param_groups for x in group["params"] if x.grad is not None]
     finite = torch.isfinite(losses).all() & torch.isfinite(nn.utils.get_total_norm(gradients))
-    optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # the fused kernel's own switch
+    skipped = ~finite if stopped is None else ~finite | stopped
+    optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]  # the fused kernel's own switch
     optimizer.step()
     del optimizer.found_inf  # type: ignore[attr-defined]
     return finite

@@ -9,6 +9,8 @@ from mshnet.errors import TrainingDivergedError
 
 if TYPE_CHECKING:
     import torch
+    from jaxtyping import Bool
+    from torch import Tensor
 
     from mshnet.engine import Update
 
@@ -28,12 +30,17 @@ class DivergenceGuard:
         self._step = torch.full((), -1, dtype=torch.int64, device=device)
         self._losses = torch.zeros(3, device=device)
 
+    @property
+    def stopped(self) -> Bool[Tensor, ""]:
+        """Whether an update was not finite, on the device: from then on none may change the weights."""
+        return self._step >= 0
+
     def after(self, step: int, update: Update) -> None:
         """Take note of an update (counted from 0); raises TrainingDivergedError when it is time to look."""
         import torch
 
-        first = ~update.finite & (self._step < 0)
-        self._step = torch.where(first, step, self._step)
+        first = ~update.finite & ~self.stopped
+        self._step = self._step.masked_fill(first, step)  # `where` would send the number to a GPU and wait for it
         self._losses = torch.where(first, update.losses, self._losses)
         if (step + 1) % self.every == 0:
             self.look(step)
@@ -48,6 +55,6 @@ class DivergenceGuard:
         raise TrainingDivergedError(
             f"fold {self.fold} diverged at update {bad + 1}: expected finite losses and gradients, found losses of "
             f"{total} (total), {outer} (outer), {inner} (inner); noticed after update {step + 1}. The weights were not "
-            "updated by it, and the checkpoints are of before. Lower --learning-rate, or look at its episodes: "
-            f"{episodes}"
+            "updated by it or after it, and the checkpoints are of before. Lower --learning-rate, or look at its "
+            f"episodes: {episodes}"
         )

@@ -180,6 +180,7 @@ class _Worker:
             self.optimizer,
             self.training.inner_weight,
             dropout_seed(self.training.seed, step),
+            self.guard.stopped,
         )
         self.sums += update.losses
         self.guard.after(step, update)

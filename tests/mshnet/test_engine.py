@@ -134,6 +134,20 @@ def test_an_update_that_is_not_finite_changes_nothing(
     assert not any(torch.equal(a, b) for a, b in zip(model.relation.parameters(), before, strict=True))
 
 
+def test_after_a_stop_no_sound_update_changes_the_weights_either(model: MSHNet) -> None:
+    batch = episode_batch(EPISODES[:2])
+    features, optimizer = FeatureCache(model.backbone, 2**30), sgd(model)
+    before = copy.deepcopy((model.relation, optimizer.state_dict()))
+    update = train_step(model.relation, features, whole(batch), optimizer, 0.3, 1, stopped=torch.tensor(True))
+    assert update.finite  # which it is; only nothing comes of it
+    for parameter, kept in zip(model.relation.parameters(), before[0].parameters(), strict=True):
+        assert torch.equal(parameter, kept)
+    for key, state in optimizer.state_dict()["state"].items():
+        assert torch.equal(state["momentum_buffer"], before[1]["state"][key]["momentum_buffer"])
+    train_step(model.relation, features, whole(batch), optimizer, 0.3, 1, stopped=torch.tensor(False))
+    assert not any(torch.equal(a, b) for a, b in zip(model.relation.parameters(), before[0].parameters(), strict=True))
+
+
 def test_the_optimizer_is_torchs_plain_sgd(model: MSHNet) -> None:
     """The fused kernel, begun with zero momentum, against the loop over the parameters that begins with none."""
     batch = episode_batch(EPISODES[:2])
