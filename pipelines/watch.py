@@ -9,7 +9,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,20 +17,22 @@ from mshnet.config import TrainingConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pipelines.results import EpochRecord
     from pipelines.tracking import Tracker
 
 SMOOTHING_S = 120.0  # what lies further back hardly counts in the rate
 WAITING_POINTS = 20  # for a slow tracker; the oldest go first
-LAST_POINTS_S = 5.0  # how long the end of training waits for the tracker
+LAST_POINTS_S = 5.0  # how long the end of training waits for the tracker; what is missing of epochs, registering logs
 TEXT_S = 2.0  # between two changes of the bar's text
 GIB = 2**30
 
 
 class Watch:
-    """To be made by one worker of a fold, and told of each update.
+    """To be made by one worker of a fold, and told of each update and each epoch.
 
     In the terminal: loss (mean since the last look), episodes/s and the time that the fold still needs. In the
-    run: the same as `live/...` at step = updates done, with what the machine does, every `every` updates.
+    run: the same as `live/...` at step = updates done, with what the machine does, every `every` updates; and the
+    epochs' records. The tracker is spoken to by a thread of its own.
     """
 
     def __init__(
@@ -72,6 +73,11 @@ class Watch:
             self._shown = now
             self._show(step)
         self._bar.update(1)
+
+    def epoch(self, record: EpochRecord) -> None:
+        """After each epoch: its record, for the run's curves."""
+        if self._points:
+            self._points.put_epoch(record)
 
     def pause(self) -> None:
         """Training stops for something else, such as validation; the next update ends it."""
@@ -178,12 +184,17 @@ class Usage:
 
 
 class LivePoints:
-    """Sends points to the tracker from a thread. One that is slow loses the oldest, one that is away all."""
+    """Sends points and epochs to the tracker from a thread; epochs first.
+
+    A tracker that is slow loses the oldest points but no epoch; one that is away all that it is sent meanwhile.
+    """
 
     def __init__(self, tracker: Tracker, run_id: str, fold: int) -> None:
         self._tracker, self._run_id, self._fold = tracker, run_id, fold
+        self._epochs: deque[EpochRecord] = deque()
         self._waiting: deque[tuple[int, Mapping[str, float], int | None]] = deque(maxlen=WAITING_POINTS)
         self._something, self._closing, self._away = threading.Event(), threading.Event(), False
+        self._gpu = GpuUsage(fold)
         self._thread = threading.Thread(target=self._send_all, name="live points", daemon=True)
         self._thread.start()
 
@@ -192,30 +203,69 @@ class LivePoints:
         self._waiting.append((step, values, _device()))
         self._something.set()
 
+    def put_epoch(self, record: EpochRecord) -> None:
+        """An epoch's record, sent before all points that wait."""
+        self._epochs.append(record)
+        self._something.set()
+
     def close(self) -> None:
         """Send what waits, for some seconds at most."""
         self._closing.set()
         self._something.set()
         self._thread.join(LAST_POINTS_S)
+        if self._thread.is_alive() and not self._away:
+            self._say("has not taken all live points and epochs; going on without")
 
     def _send_all(self) -> None:
-        while not (self._closing.is_set() and not self._waiting):
+        while not (self._closing.is_set() and not self._epochs and not self._waiting):
             self._something.wait()
             self._something.clear()
-            while self._waiting:
-                self._send(*self._waiting.popleft())
+            while self._epochs or self._waiting:
+                self._send_next()
 
-    def _send(self, step: int, values: Mapping[str, float], device: int | None) -> None:
+    def _send_next(self) -> None:
         try:
-            gpu = {} if device is None else _gpu(device)
-            finite = {f"live/{name}": value for name, value in {**values, **gpu}.items() if math.isfinite(value)}
-            self._tracker.log_metrics(self._run_id, finite, step)
+            if self._epochs:
+                self._tracker.log_epoch(self._run_id, self._epochs.popleft())
+            else:
+                self._send(*self._waiting.popleft())
             self._away = False
         except Exception as error:  # noqa: BLE001 - whatever ails the tracker, training goes on
             if not self._away:
-                message = f"fold {self._fold}: the tracker takes no live points ({error}); training goes on"
-                print(message, file=sys.stderr, flush=True)
+                self._say(f"takes no live points or epochs ({error}); training goes on")
             self._away = True
+
+    def _send(self, step: int, values: Mapping[str, float], device: int | None) -> None:
+        gpu = {} if device is None else self._gpu.of(device)
+        finite = {f"live/{name}": value for name, value in {**values, **gpu}.items() if math.isfinite(value)}
+        self._tracker.log_metrics(self._run_id, finite, step)
+
+    def _say(self, text: str) -> None:
+        print(f"fold {self._fold}: the tracker {text}", file=sys.stderr, flush=True)
+
+
+class GpuUsage:
+    """What this process takes of a GPU, and how busy the GPU is, where NVML can say so."""
+
+    def __init__(self, fold: int) -> None:
+        self._fold, self._nvml = fold, True
+
+    def of(self, device: int) -> dict[str, float]:
+        """Memory in GiB, utilisation in percent (of all processes); without the latter, says once why."""
+        import torch
+
+        values = {
+            "gpu_memory_gib": torch.cuda.memory_reserved(device) / GIB,
+            "gpu_memory_peak_gib": torch.cuda.max_memory_allocated(device) / GIB,
+        }
+        if self._nvml:
+            try:
+                values["gpu_utilisation_percent"] = float(torch.cuda.utilization(device))
+            except Exception as error:  # noqa: BLE001 - no package, no driver for it, or an NVML without an answer
+                self._nvml = False
+                message = f"fold {self._fold}: no utilisation of the GPU in the live points ({error})"
+                print(message, file=sys.stderr, flush=True)
+        return values
 
 
 def hours(seconds: float) -> str:
@@ -245,16 +295,3 @@ def _device() -> int | None:
     import torch
 
     return torch.cuda.current_device() if torch.cuda.is_initialized() else None
-
-
-def _gpu(device: int) -> dict[str, float]:
-    """This process's memory there, and how busy the GPU is where NVML's package (nvidia-ml-py) is installed."""
-    import torch
-
-    values = {
-        "gpu_memory_gib": torch.cuda.memory_reserved(device) / GIB,
-        "gpu_memory_peak_gib": torch.cuda.max_memory_allocated(device) / GIB,
-    }
-    with suppress(Exception):  # no such package, no driver for it, or an NVML that has no answer: then not
-        values["gpu_utilisation_percent"] = float(torch.cuda.utilization(device))
-    return values

@@ -235,13 +235,9 @@ class _Worker:
             f"epoch {record.epoch}/{self.training.epochs}, loss {record.loss:.4f}, "
             f"{record.episodes_per_s:.1f} episodes/s{tail}"
         )
-        if self.tracker is None:
-            return
-        try:
-            self.tracker.log_epoch(self.run_id, record)
-        except Exception as error:  # noqa: BLE001 - whatever ails the tracker, training goes on
-            # The checkpoint holds the record, and registering the fold logs what is missing.
-            self._say(f"the tracker did not answer ({error}); going on")
+        if self.watch:
+            # Should the tracker not take it: the checkpoint holds it, and registering the fold logs what is missing.
+            self.watch.epoch(record)
 
     def _say(self, text: str) -> None:
         if self.rank == 0:

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from mshnet.config import TrainingConfig
-from pipelines.watch import WAITING_POINTS, LivePoints, Pace, Watch, hours
+from pipelines.results import EpochRecord
+from pipelines.watch import WAITING_POINTS, GpuUsage, LivePoints, Pace, Watch, hours
 
 TRAINING = TrainingConfig(epochs=10, episodes_per_epoch=80, global_batch=8)  # 10 updates an epoch, 100 in all
 LOSSES = torch.tensor([3.0, 2.0, 1.0])
@@ -30,18 +31,39 @@ class Points:
     def __init__(self, let: bool = True) -> None:
         self.steps: list[int] = []
         self.values: list[Mapping[str, float]] = []
+        self.epochs: list[int] = []
         self.asked, self.let = threading.Event(), threading.Event()
         self.errors: Iterator[str | None] = iter(())
         if let:
             self.let.set()
 
     def log_metrics(self, run_id: str, values: Mapping[str, float], step: int) -> None:
+        self.answer()
+        self.steps.append(step)
+        self.values.append(values)
+
+    def log_epoch(self, run_id: str, record: EpochRecord) -> None:
+        self.answer()
+        self.epochs.append(record.epoch)
+
+    def answer(self) -> None:
         self.asked.set()
         self.let.wait(60)
         if error := next(self.errors, None):
             raise ConnectionError(error)
-        self.steps.append(step)
-        self.values.append(values)
+
+
+def epoch(number: int) -> EpochRecord:
+    return EpochRecord(
+        epoch=number,
+        step=10 * number,
+        loss=1.3,
+        outer_loss=1.0,
+        inner_loss=1.0,
+        learning_rate=0.1,
+        episodes_per_s=4.0,
+        validation_miou=None,
+    )
 
 
 def watch(tracker: Any, clock: Clock, every: int = 5, first_step: int = 0) -> Watch:
@@ -119,15 +141,35 @@ def test_a_tracker_that_hangs_holds_nothing_up_and_the_newest_points_win() -> No
     assert tracker.steps == [1, *range(101 - WAITING_POINTS, 101)]
 
 
-def test_closing_leaves_a_tracker_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_epoch_is_dropped_and_none_waits_behind_points() -> None:
+    clock, tracker = Clock(), Points(let=False)
+    watched = watch(tracker, clock, every=1)
+    run(watched, clock, range(1, 2))
+    assert tracker.asked.wait(30)
+    for number in range(1, 2 * WAITING_POINTS):
+        watched.epoch(epoch(number))
+        run(watched, clock, range(number + 1, number + 2))
+    assert tracker.epochs == []  # and here we are
+    sent: list[object] = []
+    tracker.epochs = tracker.steps = sent  # type: ignore[assignment]
+    tracker.let.set()
+    watched.close()
+    last = 2 * WAITING_POINTS
+    assert sent == [1, *range(1, last), *range(last + 1 - WAITING_POINTS, last + 1)]
+
+
+def test_closing_leaves_a_tracker_that_hangs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("pipelines.watch.LAST_POINTS_S", 0.05)
     tracker: Any = Points(let=False)
     points = LivePoints(tracker, "run", 0)
-    points.put(1, {"loss": 1.0})
+    points.put_epoch(epoch(1))
     closing = threading.Thread(target=points.close)
     closing.start()
     closing.join(30)
     assert not closing.is_alive()
+    assert "fold 0: the tracker has not taken all live points and epochs" in capsys.readouterr().err
     tracker.let.set()
 
 
@@ -135,20 +177,42 @@ def test_an_outage_is_said_once_and_training_goes_on(capsys: pytest.CaptureFixtu
     tracker: Any = Points()
     tracker.errors = iter(["down", "down", "down", None, "down again"])
     points = LivePoints(tracker, "run", 3)
-    for step in range(6):
+    points.put_epoch(epoch(1))
+    for step in range(1, 6):
         points.put(step, {"loss": 1.0, "eta_s": float("inf")})
     points.close()
+    assert tracker.epochs == []
     assert tracker.steps == [3, 5]
     assert tracker.values[0] == {"live/loss": 1.0}  # what is not finite, no server takes
     said = capsys.readouterr().err.splitlines()
     assert said == [
-        f"fold 3: the tracker takes no live points ({error}); training goes on" for error in ("down", "down again")
+        f"fold 3: the tracker takes no live points or epochs ({error}); training goes on"
+        for error in ("down", "down again")
     ]
+
+
+def test_a_gpu_whose_utilisation_cannot_be_had_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3 * 2**30)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2**29)
+    memory = {"gpu_memory_gib": 3.0, "gpu_memory_peak_gib": 0.5}
+    monkeypatch.setattr(torch.cuda, "utilization", lambda device: 70 + device)
+    assert GpuUsage(2).of(1) == memory | {"gpu_utilisation_percent": 71.0}
+
+    def absent(device: int) -> int:
+        raise ModuleNotFoundError("nvidia-ml-py does not seem to be installed")
+
+    monkeypatch.setattr(torch.cuda, "utilization", absent)
+    usage = GpuUsage(2)
+    assert usage.of(0) == usage.of(0) == memory
+    assert capsys.readouterr().err.count("fold 2: no utilisation of the GPU in the live points (nvidia-ml-py") == 1
 
 
 def test_without_a_tracker_there_is_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
     watched = watch(None, clock)
+    watched.epoch(epoch(1))
     run(watched, clock, range(1, 101))
     watched.close()
     assert "100/100" in capsys.readouterr().err
