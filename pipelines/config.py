@@ -88,7 +88,7 @@ class ComputeConfig:
     """Memory per CPU worker for features of the frozen backbone, GiB; 0 computes them anew each time. On a GPU
     they always are: there the backbone is quick and memory dear."""
     max_failures: int = 3
-    """Times that a fold is started again from its last checkpoint after a lost worker."""
+    """Times that a fold is started again from its last checkpoint after a lost worker, without getting any further."""
     checkpoint_every_steps: int = 200
     """Checkpoint also inside an epoch, every so many updates; 0: at the end of each epoch only."""
     compile: bool = False

@@ -5,6 +5,7 @@ python -m pipelines.train --dataset pascal --source data/VOC2012 --folds 0
 
 from __future__ import annotations
 
+import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -92,13 +93,35 @@ def fit(
     run_id: str,
     callbacks: Sequence[Any] = (),
 ) -> Progress:
-    """Train a fold to its end with Ray Train, from its newest checkpoint below the folder on; what was reached.
+    """Train a fold to its end with Ray Train, from its newest checkpoint below the folder on; gives the end.
 
     `run_id` is of the MLflow run that is told of it; empty: none.
 
-    Raises InputError and TrainingDivergedError at once and as themselves; what else ends a worker is tried again
-    `max_failures` times. `callbacks` are Ray Train's.
+    Raises InputError and TrainingDivergedError at once and as themselves; what else ends a worker is tried again, up
+    to `max_failures` times without getting any further. `callbacks` are Ray Train's.
     """
+    updates = config.training.epochs * config.training.steps_per_epoch
+    reached, unfinished = progress(config, drawn, folder), False
+    while True:
+        before, error = reached.step, _run(config, drawn, folder, run_id, callbacks)
+        reached = progress(config, drawn, folder)
+        if reached.step == updates:
+            return reached
+        if error is not None and reached.step <= before:
+            raise error
+        if error is None and unfinished:
+            raise RuntimeError(
+                f"expected the training below {folder!r} to end with a sound checkpoint of update {updates}, found "
+                f"twice that the newest is of {reached.step}; look at what the store does with files"
+            )
+        unfinished |= error is None
+        print(f"fold {drawn.fold}: stopped at update {reached.step}/{updates}; going on", file=sys.stderr, flush=True)
+
+
+def _run(
+    config: CrossValidationConfig, drawn: DrawnTraining, folder: str, run_id: str, callbacks: Sequence[Any]
+) -> Exception | None:
+    """Workers until all end well; or what ended them, once they have failed more than `max_failures` times."""
     from ray.train import FailureConfig, LoggingConfig, RunConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -128,8 +151,9 @@ def fit(
         cause = dag.cause(error)
         if isinstance(cause, InputError | TrainingDivergedError):
             raise cause from None
-        raise
-    return progress(config, drawn, folder)
+        failure: Exception = error
+        return failure
+    return None
 
 
 def job(config: CrossValidationConfig, drawn: DrawnTraining, folder: str, run_id: str) -> dict[str, Any]:
