@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from dataclasses import replace
 
 from mshnet.errors import InputError
 from pipelines import storage
 from pipelines.config import CrossValidationConfig
 from pipelines.search import ENDED, SearchConfig, Status, TrialEpoch, TrialRecord, applied, values_of
+
+LOG = logging.getLogger(__name__)
+CLEANING_S = 30.0
+"""How long the end of a search waits for workers that still write to what is to be removed."""
 
 
 class Journal:
@@ -18,9 +24,11 @@ class Journal:
         self.config, self.search, self.folder = config, search, folder
         self.longest = len(config.folds) * config.training.epochs
         """Epochs of a trial that is not stopped."""
+        self.scratch = storage.join(folder, "tune")
+        """For Ray Tune, until the search ends."""
         self.records = {number: self.read(number) for number in range(search.trials)}
         # A search that was killed may have left some.
-        self._unused = [number for number, record in self.records.items() if record.status in ENDED]
+        self._unused = [self._training(number) for number, record in self.records.items() if record.status in ENDED]
 
     def read(self, number: int) -> TrialRecord:
         """A trial as it lies on the store; one that has not begun where there is nothing."""
@@ -51,7 +59,7 @@ class Journal:
 
     def begin(self, number: int) -> TrialRecord:
         """A trial starts, or goes on."""
-        self.records[number] = replace(self.records[number], status="running", error="")
+        self.records[number] = replace(self.records[number], status="running", error="", told=False)
         return self.records[number]
 
     def observe(self, number: int, epoch: TrialEpoch) -> bool:
@@ -72,13 +80,33 @@ class Journal:
         self.save(number)
         self.remove_unused()
         if status in ENDED:
-            self._unused.append(number)  # not now: its workers may still be writing one
+            self._unused.append(self._training(number))  # not now: its workers may still be writing one
         return self.records[number]
 
-    def remove_unused(self) -> None:
-        """Remove the checkpoints of trials that are over."""
+    def untold(self) -> list[TrialRecord]:
+        """Trials that are over and of whose end the tracker has not heard."""
+        return [record for record in self.records.values() if record.status in ENDED and not record.told]
+
+    def told(self, number: int) -> None:
+        """The tracker has taken a trial's end."""
+        self.records[number] = replace(self.records[number], told=True)
+        self.save(number)
+
+    def remove_unused(self, patience_s: float = 0.0) -> None:
+        """Remove the checkpoints of trials that are over. What cannot be removed in time waits for the next call."""
+        deadline = time.monotonic() + patience_s
         while self._unused:
-            storage.remove(self._training(self._unused.pop()))
+            self._unused = [folder for folder in self._unused if not _removed(folder)]
+            if not self._unused or time.monotonic() >= deadline:
+                return
+            time.sleep(0.1)
+
+    def clean_up(self, patience_s: float = CLEANING_S) -> None:
+        """At the end of a search: remove all that is of no more use, or say what is left of it."""
+        self._unused.append(self.scratch)
+        self.remove_unused(patience_s)
+        for folder in self._unused:
+            LOG.warning("could not remove %r: the same command tries again, or delete it", folder)
 
     def training_folder(self, number: int, fold: int) -> str:
         """Of a trial's checkpoints."""
@@ -89,3 +117,12 @@ class Journal:
 
     def _uri(self, number: int) -> str:
         return storage.join(self.folder, "trials", f"{number:03d}.json")
+
+
+def _removed(folder: str) -> bool:
+    """False where a worker that still writes there, or a store that is away, got in the way."""
+    try:
+        storage.remove(folder)
+    except OSError:
+        return False
+    return True

@@ -21,6 +21,9 @@ STATUSES: tuple[Status, ...] = ("complete", "stopped", "diverged", "failed", "ru
 ENDED: tuple[Status, ...] = ("complete", "stopped", "diverged")
 """A trial in one of these is not run again; a failed one is."""
 
+WEIGHTS_BY_NAME = ("imagenet", "random")
+"""Values of backbone_weights that are no place."""
+
 T = TypeVar("T")
 
 
@@ -182,6 +185,8 @@ class TrialRecord(Record):
     status: Status = "running"
     epochs: list[TrialEpoch] = field(default_factory=list)
     error: str = ""
+    told: bool = False
+    """Whether the tracker has taken the end; a driver that is killed leaves the trial's run open."""
 
     def knows(self, fold: int, epoch: int) -> bool:
         """Whether that epoch has been reported; one that is trained again after a crash is reported again."""
@@ -221,9 +226,37 @@ def ending(record: TrialRecord, longest: int) -> str:
     return f"{line}: {record.error}" if record.error else line
 
 
+METHOD = (
+    "dataset",
+    "shot",
+    "remove_novel",
+    "min_object_px",
+    "skip_small_classes",
+    "backbone_weights",
+    "precision",
+    "images",
+    "model",
+    "training",
+    "validation",
+)
+"""Fields of CrossValidationConfig that a recipe holds: all that the weights depend on and that is no place."""
+
+
 def recipe(config: CrossValidationConfig, values: Values) -> dict[str, Any]:
-    """The whole configuration with these values, for `cross_validate.py --config`; its folds are left to the job."""
-    return {key: value for key, value in applied(config, values).to_json().items() if key != "folds"}
+    """The method and its training with these values, for `cross_validate.py --config`.
+
+    Places, folds, evaluation and hardware are the taker's; so are a file of backbone weights and split lists, as
+    they lie somewhere (`left_to_the_taker`).
+    """
+    found = applied(config, values).to_json()
+    left = () if config.backbone_weights in WEIGHTS_BY_NAME else ("backbone_weights",)
+    return {name: found[name] for name in METHOD if name not in left}
+
+
+def left_to_the_taker(config: CrossValidationConfig) -> list[str]:
+    """Flags of files that change the weights and of which a recipe cannot say where they lie."""
+    flags = [] if config.backbone_weights in WEIGHTS_BY_NAME else [f"--backbone-weights {config.backbone_weights}"]
+    return flags + ([f"--split-lists {config.split_lists}"] if config.split_lists else [])
 
 
 def table(records: Iterable[TrialRecord], longest: int) -> str:

@@ -40,7 +40,7 @@ class SearchRuns:
             tags = {**self.tags, "trial": str(number)}
             name = f"trial {number}" + (" (start)" if number == 0 else "")
             self.started[number] = _asked(
-                lambda: _tracker(self.config).start_child(self.parent, name, params, tags, f"trial-{number}")
+                _tracker(self.config).start_child, self.parent, name, params, tags, f"trial-{number}"
             )
         return self.started[number]
 
@@ -49,44 +49,40 @@ class SearchRuns:
         if len(self.config.folds) == 1 or not trial_run:
             return trial_run
         params, tags = {"trial": number, "fold": fold}, {**self.tags, "trial": str(number), "fold": str(fold)}
-        return _asked(
-            lambda: _tracker(self.config).start_child(trial_run, f"fold {fold}", params, tags, f"fold-{fold}")
-        )
+        return _asked(_tracker(self.config).start_child, trial_run, f"fold {fold}", params, tags, f"fold-{fold}")
 
     def score(self, record: TrialRecord, position: int) -> None:
         """A point of the trial's curve."""
-        run_id, values = self.trial(record), {"search/score": record.score or 0.0}
-        _asked(lambda: _tracker(self.config).log_metrics(run_id, values, position))
+        _told(_tracker(self.config).log_metrics, self.trial(record), {"search/score": record.score or 0.0}, position)
 
-    def end(self, record: TrialRecord, longest: int) -> None:
-        """Close a trial's runs, saying how it ended."""
+    def end(self, record: TrialRecord, longest: int) -> bool:
+        """Close a trial's runs, saying how it ended; whether the tracker took all of it."""
         tracker, run_id = _tracker(self.config), self.trial(record)
         words = {"stopped": f"stopped early after {len(record.epochs)} of {longest} epochs"}.get(
             record.status, f"{record.status} {record.error}".strip()
         )
         status = "FAILED" if record.status in ("diverged", "failed") else "FINISHED"
-        _asked(lambda: tracker.set_tags(run_id, {STATUS_TAG: words}))
         folds = {fold: self.fold(record.number, run_id, fold) for fold in {epoch.fold for epoch in record.epochs}}
-        for fold, fold_run in folds.items():
-            _asked(lambda fold=fold, fold_run=fold_run: _log_missing(tracker, fold_run, record, fold))  # type: ignore[misc]
-        for ended in {*folds.values(), run_id}:
-            _asked(lambda ended=ended: tracker.finish(ended, status))  # type: ignore[misc]
+        taken = [_told(tracker.set_tags, run_id, {STATUS_TAG: words})]
+        taken += [_told(_log_missing, tracker, fold_run, record, fold) for fold, fold_run in folds.items()]
+        taken += [_told(tracker.finish, ended, status) for ended in {*folds.values(), run_id}]
+        return all(taken)
 
     def log_result(self, result: Mapping[str, Any], recipe: bytes, table: str) -> None:
         """What came out, on the search's run."""
         tracker = _tracker(self.config)
         scores = {f"search/{name}": result[name] for name in ("score", "start_score") if result[name] is not None}
-        _asked(lambda: tracker.log_metrics(self.parent, scores))
-        _asked(lambda: tracker.set_tags(self.parent, {"search.best_trial": str(result["best_trial"])}))
-        _asked(lambda: tracker.log_bytes(self.parent, recipe, "recipe.json"))
-        _asked(lambda: tracker.log_bytes(self.parent, table.encode(), "trials.txt"))
+        _told(tracker.log_metrics, self.parent, scores)
+        _told(tracker.set_tags, self.parent, {"search.best_trial": str(result["best_trial"])})
+        _told(tracker.log_bytes, self.parent, recipe, "recipe.json")
+        _told(tracker.log_bytes, self.parent, table.encode(), "trials.txt")
 
     def finish(self, status: str, unfinished: Sequence[int]) -> None:
         """Close the search's run; those of trials that did not come to an end are KILLED."""
         tracker = _tracker(self.config)
         ended = {self.started[number]: "KILLED" for number in unfinished if self.started.get(number)}
         for run_id, how in {**ended, self.parent: status}.items():
-            _asked(lambda run_id=run_id, how=how: tracker.finish(run_id, how))  # type: ignore[misc]
+            _told(tracker.finish, run_id, how)
 
 
 def _log_missing(tracker: Tracker, run_id: str, record: TrialRecord, fold: int) -> None:
@@ -102,10 +98,18 @@ def _tracker(config: CrossValidationConfig) -> Tracker:
     return Tracker(config.tracking_uri, config.experiment)
 
 
-def _asked(what: Callable[[], Any]) -> str:
-    """The tracker's answer; "" where there is none: whatever ails it, the search goes on."""
+def _asked(what: Callable[..., str], *arguments: Any) -> str:
+    """The tracker's answer; "" where there is none."""
+    answers: list[str] = []
+    _told(lambda: answers.append(what(*arguments)))
+    return answers[0] if answers else ""
+
+
+def _told(what: Callable[..., object], *arguments: Any) -> bool:
+    """Whether the tracker took it: whatever ails it, the search goes on."""
     try:
-        return str(what() or "")
+        what(*arguments)
     except Exception as error:  # noqa: BLE001 - the journal has the numbers
         LOG.warning("the tracker did not answer (%s); going on", error)
-        return ""
+        return False
+    return True

@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -56,33 +57,38 @@ def run(trials: Trials, concurrency: int) -> None:
     ):
         os.environ.setdefault(setting, value)
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)  # it misses those files
-    # Workers of stopped trials cannot close their bars, and all bars look alike; the trials have lines of their own.
-    tqdm_ray.instance().process_state_update = lambda state: None
-    with tqdm(
-        total=len(journal.records),
-        initial=len(journal.records) - len(journal.pending()),
-        desc="trials",
-        unit="trial",
-        file=sys.stderr,
-    ) as bar:
+    total, done = len(journal.records), len(journal.records) - len(journal.pending())
+    with without_workers_bars(), tqdm(total=total, initial=done, desc="trials", unit="trial", file=sys.stderr) as bar:
 
         def over(record: TrialRecord) -> None:
-            trials.runs.end(record, journal.longest)
+            if trials.runs.end(record, journal.longest):
+                journal.told(record.number)
             LOG.info("%s", ending(record, journal.longest))
             bar.update()
             if leading := best(journal.records.values()):
                 bar.set_postfix_str(f"best mIoU {100 * (leading.score or 0):.1f} (trial {leading.number})")
 
-        scratch = storage.join(journal.folder, "tune")
-        for result in _tuner(trials, concurrency, scratch, over).fit():
+        for result in _tuner(trials, concurrency, over).fit():
             if result.error is not None:
                 over(journal.end(result.config["trial"], "failed", _words(result.error)))
-    journal.remove_unused()
-    storage.remove(scratch)
 
 
-def _tuner(trials: Trials, concurrency: int, scratch: str, over: Callable[[TrialRecord], None]) -> tune.Tuner:
-    path, filesystem = storage.for_arrow(scratch)
+@contextmanager
+def without_workers_bars() -> Iterator[None]:
+    """No bars of Ray's workers for the time of a block: trials have lines of their own.
+
+    Workers of stopped trials cannot close their bars, and all bars look alike.
+    """
+    bars = tqdm_ray.instance()
+    bars.process_state_update = lambda state: None
+    try:
+        yield
+    finally:
+        del bars.process_state_update  # the class's own is there again
+
+
+def _tuner(trials: Trials, concurrency: int, over: Callable[[TrialRecord], None]) -> tune.Tuner:
+    path, filesystem = storage.for_arrow(trials.journal.scratch)
 
     def trial(given: dict[str, Any]) -> None:
         train_trial(trials, given["trial"], given["run_id"])

@@ -5,10 +5,12 @@ python pipelines/tune.py --dataset pascal --source data/VOC2012 --folds 0 --epoc
 
 from __future__ import annotations
 
+import json
 import posixpath
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,7 @@ if __package__ in (None, ""):
 from mshnet.errors import InputError
 from pipelines import dag, provenance, scan, search, storage
 from pipelines.cluster import connected
-from pipelines.config import JobArguments, fingerprint, parse
+from pipelines.config import CrossValidationConfig, JobArguments, fingerprint, parse
 from pipelines.graph import Graph, build
 from pipelines.job import report, resolved, room, weights_id
 from pipelines.journal import Journal
@@ -45,16 +47,29 @@ class TuneArguments(JobArguments):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Search; the last line on stdout is the result as JSON, the table of trials goes to stderr."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if not any(flag.split("=")[0] in ("--selection", "--config") for flag in argv):
-        argv = ["--selection", "base", *argv]  # whatever the recipe does with its own best epoch
-    arguments = parse(TuneArguments, argv, "tune.py", DESCRIPTION)
+    arguments = _parsed(list(sys.argv[1:] if argv is None else argv))
     try:
         search.check(arguments.cross_validation, arguments.search)
     except InputError as error:
         print(f"tune.py: {error}", file=sys.stderr)
         return 2
-    return report(lambda: run(arguments), "tune.py")
+    try:
+        return report(lambda: run(arguments), "tune.py")
+    except KeyboardInterrupt:
+        print("tune.py: stopped; the same command goes on", file=sys.stderr)
+        return 130  # as a shell says it: 128 + SIGINT
+
+
+def _parsed(argv: list[str]) -> TuneArguments:
+    """With --selection base for a default, whatever the recipe does with its own best epoch."""
+    if any(flag.split("=")[0] == "--config" for flag in argv):
+        return parse(TuneArguments, argv, "tune.py", DESCRIPTION)
+    with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
+        json.dump({"validation": {"selection": "base"}}, file)
+        file.flush()
+        # As a file and not as a flag, so that --help shows it.
+        arguments = parse(TuneArguments, ["--config", file.name, *argv], "tune.py", DESCRIPTION)
+    return replace(arguments, config="")
 
 
 def run(arguments: TuneArguments) -> dict[str, Any]:
@@ -69,6 +84,8 @@ def run(arguments: TuneArguments) -> dict[str, Any]:
         for place in (config.store, posixpath.dirname(out)):
             if place:
                 storage.check_writable(place)
+    if out and storage.exists(out) and storage.size_bytes(out) is None:
+        raise InputError(f"expected a file's name in --out, found the folder {out!r}; give {out}/recipe.json")
     with connected(config.compute.ray_address) as resources:
         scanned = scan.scan(config, record=not dry_run)
         graph = build(config, scanned, weights)
@@ -102,15 +119,19 @@ def _searched(
     runs = SearchRuns.start(journal.config, journal.search, key, tags)
     status = "FAILED"
     try:
+        for record in journal.untold():
+            if runs.end(record, journal.longest):
+                journal.told(record.number)
         if journal.pending():
             from pipelines import trials
 
             folds = {fold.fold: fold for fold in drawn}
             trials.run(trials.Trials(journal.config, folds, journal, runs), journal.search.concurrency or at_once)
+        journal.clean_up()
         result = _result(journal, runs, out)
         status = "FINISHED"
         return result
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C; SIGTERM, which Ray turns into an exit
         status = "KILLED"
         raise
     finally:
@@ -130,6 +151,7 @@ def _result(journal: Journal, runs: SearchRuns, out: str) -> dict[str, Any]:
         raise dag.StageFailedError(f"{what}; submit the same search again to go on:\n{errors}", ["search"])
     recipe = out or storage.join(journal.folder, "recipe.json")
     storage.write_json(recipe, search.recipe(journal.config, chosen.values))
+    print(_announced(recipe, journal.config), file=sys.stderr)
     result = {
         "best": chosen.values.to_json(),
         "best_trial": chosen.number,
@@ -142,6 +164,15 @@ def _result(journal: Journal, runs: SearchRuns, out: str) -> dict[str, Any]:
     storage.write_json(storage.join(journal.folder, "result.json"), result)
     runs.log_result(result, storage.read_bytes(recipe), table)
     return result
+
+
+def _announced(recipe: str, config: CrossValidationConfig) -> str:
+    """What a person has to know of a recipe."""
+    flags = " ".join(["--config", recipe, *search.left_to_the_taker(config)])
+    return (
+        f"recipe   {recipe} (the method and its training; its {config.training.epochs} epochs are the search's)\n"
+        f"next     python pipelines/cross_validate.py {flags} (and --source, --store, ... as for any job)\n"
+    )
 
 
 if __name__ == "__main__":

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from mshnet.config import TrainingConfig, published_training
+from mshnet.config import ImageFormat, ModelConfig, TrainingConfig, published_training
 from mshnet.errors import InputError
-from pipelines.config import CrossValidationConfig, ValidationConfig, replay
+from pipelines import storage
+from pipelines.config import (
+    ComputeConfig,
+    CrossValidationConfig,
+    EvaluationConfig,
+    JobArguments,
+    ValidationConfig,
+    parse,
+)
 from pipelines.journal import Journal
 from pipelines.recipes import named
 from pipelines.search import (
+    METHOD,
     SearchConfig,
     TrialEpoch,
     TrialRecord,
@@ -21,6 +31,7 @@ from pipelines.search import (
     applied,
     best,
     check,
+    left_to_the_taker,
     recipe,
     table,
     values_of,
@@ -163,12 +174,50 @@ def test_the_table_ranks_the_trials() -> None:
     assert lines.splitlines()[2].endswith("complete (start)")
 
 
-def test_a_recipe_is_a_configuration_with_the_values_and_every_fold() -> None:
-    config = replace(named("demo", ""), folds=(2,), shot=5)
-    values = values_of(SearchConfig(), config.training, 5)
-    replayed = replay(named("default", "pascal"), recipe(config, values))
-    assert replayed == replace(applied(config, values), folds=(0, 1, 2, 3))
-    assert replayed.training.learning_rate == values.learning_rate
+def test_a_recipe_is_the_method_and_all_else_is_the_takers(tmp_path: Path) -> None:
+    """Every field is one or the other, so that a new one has to be thought about."""
+    searched = CrossValidationConfig(
+        dataset="pascal",
+        source="s3://searcher/VOC2012",
+        store="s3://searcher/store",
+        tracking_uri="http://searcher:5000",
+        experiment="search",
+        registered_model="searched",
+        split_lists="/searcher/lists",
+        folds=(2,),
+        shot=5,
+        remove_novel="no",
+        min_object_px=100,
+        skip_small_classes=True,
+        images_per_shard=7,
+        backbone_weights="random",
+        precision="bfloat16",
+        images=ImageFormat(image_size_px=65),
+        model=ModelConfig(backbone="resnet18"),
+        training=TrainingConfig(epochs=7, statistics_batch=4),
+        validation=ValidationConfig(held_out_classes=2),
+        evaluation=EvaluationConfig(protocol="balanced"),
+        compute=ComputeConfig(workers=2, ray_address="searcher:6379", use_gpu=True),
+    )
+    values = values_of(SearchConfig(), searched.training, 5)
+    file = tmp_path / "recipe.json"
+    file.write_text(json.dumps(recipe(searched, values)))
+
+    taken = parse(JobArguments, ["--config", str(file), "--store", "own"], "cross_validate.py", "").cross_validation
+    expected, theirs = applied(searched, values), replace(named("default", "pascal"), store="own")
+    for name in CrossValidationConfig.__dataclass_fields__:
+        source = expected if name in METHOD else theirs
+        assert getattr(taken, name) == getattr(source, name), name
+        if name != "dataset":  # pascal is whose defaults the taker starts from
+            assert getattr(expected, name) != getattr(theirs, name), f"{name}: the test cannot tell whose it is"
+
+
+def test_a_file_of_weights_and_split_lists_are_left_to_the_taker_by_name() -> None:
+    config = replace(named("demo", ""), backbone_weights="/searcher/w.pth", split_lists="/searcher/lists")
+    values = values_of(SearchConfig(), config.training, 0)
+    assert not {"backbone_weights", "split_lists"} & recipe(config, values).keys()
+    assert left_to_the_taker(config) == ["--backbone-weights /searcher/w.pth", "--split-lists /searcher/lists"]
+    assert left_to_the_taker(named("demo", "")) == []
 
 
 def test_a_journal_goes_on_from_what_it_wrote(tmp_path: Path) -> None:
@@ -184,8 +233,13 @@ def test_a_journal_goes_on_from_what_it_wrote(tmp_path: Path) -> None:
     journal.end(1, "stopped")
     journal.end(2, "failed", "no room")
 
+    assert [record.number for record in journal.untold()] == [1], "a failed one is run again"
+    journal.told(1)
+    assert journal.untold() == []
+
     again = Journal(config, search, str(tmp_path))
     assert again.records == journal.records
+    assert again.untold() == []
     assert again.pending() == [0, 2]
     assert again.records[2].error == "no room"
     assert (again.begin(2).status, again.begin(2).error) == ("running", "")
@@ -205,6 +259,40 @@ def test_checkpoints_go_after_the_next_trial_has_ended_and_a_failed_ones_stay(tm
     killed = Journal(named("demo", ""), SearchConfig(trials=4), str(tmp_path))
     killed.remove_unused()
     assert [folder.exists() for folder in folders] == [False, True, False, True]
+
+
+@pytest.mark.parametrize("error", [OSError(39, "Directory not empty"), FileNotFoundError("gone meanwhile")])
+def test_what_a_worker_still_writes_to_is_removed_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: OSError
+) -> None:
+    journal = Journal(named("demo", ""), SearchConfig(trials=4), str(tmp_path))
+    folders = [Path(journal.training_folder(number, 0)) for number in range(4)]
+    for folder in (*folders, Path(journal.scratch)):
+        folder.mkdir(parents=True)
+    remove, tries = storage.remove, {str(folders[0].parent): 3}
+
+    def interrupted(uri: str) -> None:
+        tries[uri] = tries.get(uri, 0) - 1
+        if tries[uri] >= 0:
+            raise error
+        remove(uri)
+
+    monkeypatch.setattr(storage, "remove", interrupted)
+    for number in range(3):
+        journal.end(number, "stopped")
+    assert [folder.exists() for folder in folders] == [True, False, True, True], "the others go"
+    journal.clean_up(patience_s=60)
+    assert [folder.exists() for folder in folders] == [False, False, False, True]
+    assert not Path(journal.scratch).exists()
+    assert caplog.text == ""
+
+    journal.end(3, "complete")
+    tries[str(folders[3].parent)] = 1000
+    journal.clean_up(patience_s=0)
+    assert f"could not remove '{folders[3].parent}'" in caplog.text
+    tries[str(folders[3].parent)] = 0
+    journal.clean_up(patience_s=0)
+    assert not folders[3].exists()
 
 
 def test_a_record_of_other_values_is_refused(tmp_path: Path) -> None:

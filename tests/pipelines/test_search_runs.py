@@ -71,6 +71,17 @@ def test_a_diverged_trial_is_failed_and_says_why(config: CrossValidationConfig) 
     assert (found.info.status, found.data.tags["search.status"]) == ("FAILED", "diverged loss nan at update 3")
 
 
+def test_a_trial_whose_driver_was_killed_before_it_closed_its_run_is_closed(config: CrossValidationConfig) -> None:
+    runs, record = SearchRuns.start(config, SEARCH, "key", {}), trial(config, 1)
+    run_id, fold_run = runs.trial(record), runs.fold(1, runs.trial(record), 2)
+    again = SearchRuns.start(config, SEARCH, "key", {})
+    assert again.end(record, longest=4)
+    again.finish("FINISHED", [])
+    for closed in (run_id, fold_run, runs.parent):
+        assert client(config).get_run(closed).info.status == "FINISHED"
+    assert client(config).get_run(run_id).data.tags["search.status"] == "stopped early after 3 of 4 epochs"
+
+
 def test_a_tracker_that_is_away_stops_no_search(
     config: CrossValidationConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -83,6 +94,6 @@ def test_a_tracker_that_is_away_stops_no_search(
         monkeypatch.setattr(Tracker, method, away)
     assert runs.trial(record) == ""
     runs.score(record, 3)
-    runs.end(record, longest=4)
+    assert not runs.end(record, longest=4), "so that it is told another time"
     runs.finish("FINISHED", [1])
     assert "the tracker did not answer (connection refused); going on" in caplog.text

@@ -15,7 +15,7 @@ from pipelines.config import CrossValidationConfig
 from pipelines.journal import Journal
 from pipelines.recipes import named
 from pipelines.search import SearchConfig, TrialRecord
-from pipelines.trials import Scheduler
+from pipelines.trials import Scheduler, without_workers_bars
 
 SEARCH = SearchConfig(trials=7, grace_epochs=1, reduction_factor=2.0)
 # By trial, the validation mIoU of each epoch. At most half may go on after 1, 2 and 4 epochs.
@@ -157,3 +157,20 @@ def test_a_trial_that_ends_before_its_last_epoch_is_not_complete(tmp_path: Path)
     judge.on_trial_complete(None, trial, {})
     assert journal.records[0].status == "running"
     assert trial.config["run_id"] == "run 0"
+
+
+def test_the_bars_of_workers_are_off_for_the_search_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.experimental import tqdm_ray
+
+    monkeypatch.setenv("RAY_TQDM_PATCH_PRINT", "0")
+    bars = tqdm_ray.instance()
+    own = bars.process_state_update
+
+    def interrupted() -> None:
+        with without_workers_bars():
+            assert bars.process_state_update({"no": "state"}) is None
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert bars.process_state_update == own

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mshnet.data.shapes import write_voc
 from pipelines import tune
 from pipelines.config import CrossValidationConfig
 from pipelines.graph import build
@@ -66,6 +67,38 @@ def test_an_absent_source_is_named_and_nothing_is_left(
     assert tune.main(["--dataset", "pascal", "--source", "nowhere", "--epochs", "2"]) == 1
     assert "nowhere" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_as_out_is_noticed_at_the_start(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source, out = tmp_path / "source", tmp_path / "results"
+    write_voc(source, images=4, size_px=40, seed=0)
+    out.mkdir()
+    assert (
+        tune.main(["--dataset", "pascal", "--source", str(source), "--backbone-weights", "random", "--out", "results"])
+        == 1
+    )
+    assert f"found the folder '{out}'; give {out}/recipe.json" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_with_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: tune.TuneArguments) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tune, "run", interrupted)
+    assert tune.main([]) == 130
+    assert capsys.readouterr().err == "tune.py: stopped; the same command goes on\n"
+
+
+@pytest.mark.parametrize("recipe", ["default", "published", "demo"])
+def test_the_help_shows_the_selection_that_a_search_has(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        tune.main(["--recipe", recipe, "--help"])
+    words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    shown = words.split("--selection {base,novel,last}")[1].split("(default: ")[1]
+    assert shown.startswith("base)")
 
 
 def test_the_help_loads_neither_torch_nor_ray() -> None:
