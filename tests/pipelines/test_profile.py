@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
 
+from mshnet.errors import InputError, TrainingDivergedError
 from mshnet.profiling import region
 from pipelines.profile import NUMBERS, SKIPPED, TABLE, TRACE, StepProfiler
 
@@ -19,9 +22,11 @@ class Artifacts:
 
     def __init__(self, away: bool = False) -> None:
         self.away = away
+        self.asked = 0
         self.files: dict[str, bytes] = {}
 
     def log_bytes(self, run_id: str, data: bytes, artifact_path: str) -> None:
+        self.asked += 1
         if self.away:
             raise ConnectionError("nobody there")
         self.files[f"{run_id}/{artifact_path}"] = data
@@ -74,7 +79,10 @@ def test_a_fold_that_ends_before_it_says_so(updates: int, tmp_path: Path, capsys
 def test_a_tracker_that_is_away_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tracker: Any = Artifacts(away=True)
     train(StepProfiler(str(tmp_path), steps=1, tracker=tracker, run_id="run"), SKIPPED + 3)
-    assert "nobody there" in capsys.readouterr().err
+    assert "profile/trace.json.gz was not logged, and no other file of the profile will be (nobody there)" in (
+        capsys.readouterr().err
+    )
+    assert tracker.asked == 1
     assert {file.name for file in tmp_path.iterdir()} == {TRACE, TABLE, NUMBERS}
 
 
@@ -83,8 +91,58 @@ def test_a_store_that_is_away_stops_nothing(tmp_path: Path, capsys: pytest.Captu
     tracker: Any = Artifacts()
     train(StepProfiler(str(tmp_path / "file" / "no folder"), steps=1, tracker=tracker, run_id="run"), SKIPPED + 3)
     said = capsys.readouterr().err
-    assert said.count("was not kept everywhere") == 3
+    assert said.count("was not kept in") == 3
     assert "| backward |" in said
+    assert len(tracker.files) == 3
+
+
+def full(*_: object, **__: object) -> NoReturn:
+    raise OSError(28, "No space left on device")
+
+
+def no_table(*_: object) -> NoReturn:
+    raise InputError("expected a trace of at least one update, found none")
+
+
+@pytest.mark.parametrize(
+    ("broken", "how", "kept"),
+    [
+        ("torch.profiler.profile.start", full, set()),
+        ("torch.profiler.profile.step", full, set()),
+        ("torch.profiler.profile.stop", full, set()),
+        ("torch.profiler.profile.export_chrome_trace", full, set()),
+        ("tempfile.TemporaryDirectory", full, set()),
+        ("mshnet.profiling.breakdown_of_trace", no_table, {TRACE}),
+    ],
+)
+def test_a_profiler_that_fails_ends_no_training(
+    broken: str,
+    how: Callable[..., NoReturn],
+    kept: set[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "kept").mkdir()
+    monkeypatch.setattr(broken, how)
+    train(StepProfiler(str(tmp_path / "kept"), steps=1), SKIPPED + 3)
+    said = capsys.readouterr().err
+    assert said.count("profile: none is made (") == 1
+    assert "No space left" in said or "at least one update" in said
+    assert {file.name for file in (tmp_path / "kept").iterdir()} == kept
+
+
+def test_the_error_that_ends_training_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.TemporaryDirectory", full)
+
+    def diverge() -> None:
+        with closing(StepProfiler(str(tmp_path), steps=50)) as profiler:
+            for _ in range(SKIPPED + 2):
+                profiler.step()
+            raise TrainingDivergedError("at update 7")
+
+    with pytest.raises(TrainingDivergedError, match="at update 7"):
+        diverge()
 
 
 def test_other_ranks_do_nothing(tmp_path: Path) -> None:
