@@ -92,7 +92,8 @@ class ComputeConfig:
     checkpoint_every_steps: int = 200
     """Checkpoint also inside an epoch, every so many updates; 0: at the end of each epoch only."""
     compile: bool = False
-    """Compile the learnable part (torch.compile, CUDA graphs on a GPU): minutes at the start, quicker updates."""
+    """Compile the learnable part (torch.compile): minutes at the start, quicker updates. With CUDA graphs on a GPU,
+    where one worker trains a fold and statistics_batch is the global batch; otherwise without."""
     profile: bool = False
     """Trace some updates of each fold: a trace file and a table of where the time goes."""
     log_every_steps: int = 20

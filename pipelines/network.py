@@ -57,19 +57,26 @@ class Relation:
     module: torch.nn.Module
     precision: str
     compiled: bool = False
-    """By `torch.compile`; on a GPU its CUDA graphs take the launches off the CPU. The first calls take minutes."""
+    """By `torch.compile`, with torch's own random numbers: dropout's masks are those of the network uncompiled, at
+    any number of workers. The first calls take minutes."""
+    cuda_graphs: bool = False
+    """On a GPU, compiled: launches are off the CPU. Only where an update is one part and one worker's: what a replay
+    returns lies in memory that the next one writes, gradients included, and collectives belong into none."""
 
     def __post_init__(self) -> None:
+        on_gpu = any(parameter.is_cuda for parameter in self.module.parameters())
+        self.cuda_graphs = self.compiled and self.cuda_graphs and on_gpu
         if self.compiled:
-            on_gpu = any(parameter.is_cuda for parameter in self.module.parameters())
-            self.module.compile(mode="reduce-overhead" if on_gpu else "default", dynamic=False)
+            # With CUDA graphs, "reduce-overhead" by its own option: a mode and options exclude each other.
+            options = {"fallback_random": True, "triton.cudagraphs": self.cuda_graphs}
+            self.module.compile(dynamic=False, options=options)
 
     def __call__(self, query: Features, support: Features, masks: Tensor) -> Prediction:
         import torch
 
         from mshnet.model import Prediction
 
-        if self.compiled:
+        if self.cuda_graphs:
             # What the last call returned has been used: its memory may be written again.
             torch.compiler.cudagraph_mark_step_begin()
         with _autocast(self.precision, masks.device):

@@ -109,7 +109,8 @@ class _Worker:
         backbone = inference_backbone(model.backbone, config.precision)
         self.features = FeatureCache(backbone, config.compute.feature_cache_bytes)
         module = _data_parallel(self.bare, self.world_size)
-        self.relation = Relation(module, config.precision, config.compute.compile)
+        undivided = self.world_size == 1 and self.training.parts_per_update == 1
+        self.relation = Relation(module, config.precision, config.compute.compile, cuda_graphs=undivided)
 
         self.sums = torch.tensor(self.progress.sums, dtype=torch.float64, device=self.device)
         self.guard = DivergenceGuard(drawn.fold, self._episodes_of, config.compute.log_every_steps, self.device)
