@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from pipelines.checkpoints import Checkpoints, Progress
+from pipelines.checkpoints import Checkpoints, Progress, TakenOverError
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class BackgroundWriter:
     """Writes checkpoints off the training's thread: a step waits for a copy in memory, and on a GPU not even for that.
 
-    An error of the thread is raised by the next call, or by `close`. A context manager.
+    An error of the thread is raised by the next call, or by `close`; that of a checkpoint that was only offered is
+    said, once, as the next one may do better. A context manager.
     """
 
     def __init__(self, checkpoints: Checkpoints) -> None:
@@ -26,34 +27,51 @@ class BackgroundWriter:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._written: Future[None] | None = None
         self._copies: dict[str, Tensor] = {}
-        self._said = False
+        self._offered = False
+        self._said: set[str] = set()
 
     def offer(self, progress: Progress, tensors: Mapping[str, Tensor]) -> bool:
-        """Write one inside an epoch, unless one is being written; whether it will be."""
+        """Write one inside an epoch, unless one is being written; whether it will be tried."""
         if self._written is not None and not self._written.done():
-            if not self._said:
-                print(
-                    f"the checkpoint of update {progress.step} is left out: the one before is still being written "
-                    "(said once; a larger --checkpoint-every-steps would do)",
-                    file=sys.stderr,
-                    flush=True,
-                )
-            self._said = True
+            self._say_once(
+                "left out",
+                f"the checkpoint of update {progress.step} is left out: the one before is still being written "
+                "(said once; a larger --checkpoint-every-steps would do)",
+            )
             return False
         self.put(progress, tensors)
+        self._offered = True
         return True
 
     def put(self, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
         """Write one, after the one that is being written."""
         self.wait()
         copied = self._copy(tensors)
+        self._offered = False
         self._written = self._thread.submit(self._write, progress, copied)
 
     def wait(self) -> None:
         """Until all that was given is written; raises what went wrong."""
         written, self._written = self._written, None
-        if written is not None:
+        if written is None:
+            return
+        try:
             written.result()
+        except TakenOverError:
+            raise
+        except Exception as error:
+            if not self._offered:
+                raise
+            self._say_once(
+                "failed",
+                f"a checkpoint inside an epoch could not be written ({type(error).__name__}: {error}); going on "
+                "(said once; at the epoch's end it would end the worker)",
+            )
+
+    def _say_once(self, about: str, text: str) -> None:
+        if about not in self._said:
+            print(text, file=sys.stderr, flush=True)
+        self._said.add(about)
 
     def close(self) -> None:
         """Wait, and end the thread."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import uuid
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ FORMAT_VERSION = 1
 RUN = "run"
 """Folder below a fold's own, of no more use once the fold is trained."""
 CHECKPOINTS = f"{RUN}/checkpoints"
+OWNER = "owner"
+"""File beside the checkpoints that says which run may write and remove them."""
 _NAME = re.compile(r"step-(\d{9})\.safetensors")
 
 
@@ -46,10 +49,14 @@ class Progress(Record):
     train_s: float = 0.0
 
     @property
+    def ranked(self) -> list[EpochRecord]:
+        """The epochs, best validation first, of equals the last; those without validation come after the others."""
+        return sorted(self.history, key=_score, reverse=True)
+
+    @property
     def best(self) -> EpochRecord | None:
-        """The epoch with the best validation, of equals the last; the last one where none was validated."""
-        validated = [record for record in self.history if record.validation_miou is not None]
-        return max(validated or self.history, key=_score, default=None)
+        """The first of the ranked; None before the first epoch's end."""
+        return next(iter(self.ranked), None)
 
 
 def _score(record: EpochRecord) -> tuple[float, int]:
@@ -62,10 +69,16 @@ class Checkpoint:
 
     progress: Progress
     tensors: Mapping[str, Tensor]
+    crc32: str
+    """Of all that is in it."""
 
 
 class DamagedCheckpointError(RuntimeError):
     """A checkpoint that is not what was written."""
+
+
+class TakenOverError(RuntimeError):
+    """The fold belongs to another run, or is finished: this one must write nothing more."""
 
 
 class Checkpoints:
@@ -80,6 +93,13 @@ class Checkpoints:
         self.folder, self.key = folder, key
         self._latest: Progress | None = None
         self._damaged: set[str] = set()
+        self._token = ""
+
+    def claim(self) -> None:
+        """From now on this object is the one that writes here; others that did raise TakenOverError."""
+        token = uuid.uuid4().hex
+        storage.write_bytes(storage.join(self.folder, OWNER), token.encode())
+        self._token = token
 
     def names(self) -> list[str]:
         """Of what lies there, the newest first."""
@@ -97,7 +117,7 @@ class Checkpoints:
                 continue  # a writer that is about to end removed it
             except DamagedCheckpointError as error:
                 self._damaged.add(name)
-                print(f"{error}; taking the one before it", file=sys.stderr, flush=True)
+                _warn(f"{error}; taking the one before it")
                 continue
             self._latest = found.progress
             return name, found
@@ -113,21 +133,50 @@ class Checkpoints:
                 f"expected a checkpoint of format {FORMAT_VERSION} and of the training {self.key} at {uri!r}, found "
                 f"format {found[0]} and {found[1]}; move it away, or use another --store"
             )
-        return Checkpoint(Progress.from_json(metadata["progress"]), tensors)
+        return Checkpoint(Progress.from_json(metadata["progress"]), tensors, metadata["crc32"])
 
-    def best(self, progress: Progress) -> Checkpoint:
-        """That of the best epoch so far. Raises as `read`; ValueError before the first epoch's end."""
-        if progress.best is None:
-            raise ValueError("no epoch has ended yet")
-        return self.read(name_of(progress.best.step))
+    def best(self, progress: Progress) -> tuple[EpochRecord, Checkpoint]:
+        """Of the epochs that have a sound one, the best. Says which better ones were damaged or lost.
+
+        Raises FileNotFoundError where none has.
+        """
+        for record in progress.ranked:
+            try:
+                found = self.read(name_of(record.step))
+            except (FileNotFoundError, DamagedCheckpointError) as error:
+                # What is not the best was mostly removed as such.
+                if record == progress.best or isinstance(error, DamagedCheckpointError):
+                    _warn(f"the weights of epoch {record.epoch} are lost ({error}); taking the best of the others")
+                continue
+            return record, found
+        raise FileNotFoundError(f"no sound checkpoint of an epoch's end in {self.folder!r}")
 
     def write(self, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
-        """Put one in place, then remove those that are of no more use."""
-        storage.write_bytes(
-            storage.join(self.folder, name_of(progress.step)), _encoded(self.key, progress, dict(tensors))
-        )
+        """Put one in place, then remove those that are of no more use.
+
+        Raises TakenOverError once another run has claimed the folder, or it is gone.
+        """
+        data = _encoded(self.key, progress, dict(tensors))
+        self._check_owner()
+        storage.write_bytes(storage.join(self.folder, name_of(progress.step)), data)
         before, self._latest = self._latest, progress
-        self._remove_all_but(kept(progress, before), written=name_of(progress.step))
+        self._check_owner()
+        try:
+            self._remove_all_but(kept(progress, before), written=name_of(progress.step))
+        except Exception as error:  # noqa: BLE001 - whatever ails the store: what counts is in place
+            _warn(f"old checkpoints in {self.folder!r} could not be removed ({error}); the next one's turn")
+
+    def _check_owner(self) -> None:
+        if not self._token:
+            return
+        try:
+            found = storage.read_bytes(storage.join(self.folder, OWNER)).decode()
+        except FileNotFoundError:
+            found = "nobody: the fold is finished, or was removed"
+        if found != self._token:
+            raise TakenOverError(
+                f"expected to be the run that writes to {self.folder!r} ({self._token}), found {found}"
+            )
 
     def _remove_all_but(self, wanted: set[str], written: str) -> None:
         for name in self.names():
@@ -157,6 +206,10 @@ def kept(newest: Progress, before: Progress | None) -> set[str]:
     return {name_of(step) for step in (*(progress.step for progress in wanted), *best)}
 
 
+def _warn(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 def _encoded(key: str, progress: Progress, tensors: dict[str, Tensor]) -> bytes:
     import safetensors.torch
 
@@ -172,7 +225,7 @@ def _decoded(data: bytes, uri: str) -> tuple[dict[str, str], dict[str, Tensor]]:
         tensors = safetensors.torch.load(data)
         length = int.from_bytes(data[:8], "little")
         metadata = dict(json.loads(data[8 : 8 + length])["__metadata__"])
-        sound = metadata.pop("crc32") == _checksum(metadata, tensors)
+        sound = metadata["crc32"] == _checksum({k: v for k, v in metadata.items() if k != "crc32"}, tensors)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise DamagedCheckpointError(f"the checkpoint {uri!r} is damaged ({error})") from error
     if not sound:

@@ -13,7 +13,7 @@ from typing import Any
 
 from mshnet.errors import InputError, TrainingDivergedError
 from pipelines import dag, provenance, storage
-from pipelines.checkpoints import CHECKPOINTS, RUN, Checkpoints, DamagedCheckpointError, Progress, fold_key
+from pipelines.checkpoints import CHECKPOINTS, RUN, Checkpoints, Progress, fold_key
 from pipelines.config import ComputeConfig, CrossValidationConfig, fingerprint
 from pipelines.dag import Stage
 from pipelines.draw import DrawnTraining
@@ -197,16 +197,7 @@ def _keep(
     from pipelines.checkpoint_writer import load_state
     from pipelines.network import build_network
 
-    checkpoints, best = _checkpoints(config, drawn, folder), reached.best
-    if best is None:
-        raise RuntimeError(f"expected at least one epoch in {checkpoints.folder!r}, found {reached}")
-    try:
-        chosen = checkpoints.best(reached)
-    except (DamagedCheckpointError, FileNotFoundError) as error:
-        raise InputError(
-            f"expected the checkpoint of the best epoch ({best.epoch}), found {error}; delete {checkpoints.folder!r} "
-            "to train the fold again"
-        ) from error
+    best, chosen = _checkpoints(config, drawn, folder).best(reached)
     model = build_network(config)
     load_state(chosen.tensors, model.relation, None, model.backbone)
     model_folder = storage.join(folder, MODEL)

@@ -134,12 +134,16 @@ class _Worker:
 
         newest = None
         if self.rank == 0:
+            # First, so that nothing is written any more by workers of a job that was killed a moment ago.
+            self.checkpoints.claim()
             storage.remove_orphans(self.checkpoints.folder)
             newest = self.checkpoints.newest()
-        name = broadcast_from_rank_zero(newest[0] if newest else "")
+        name, crc32 = broadcast_from_rank_zero((newest[0], newest[1].crc32) if newest else ("", ""))
         if not name:
             return Progress()
         checkpoint = newest[1] if newest else self.checkpoints.read(name)
+        if checkpoint.crc32 != crc32:
+            raise RuntimeError(f"expected {name} as rank 0 read it ({crc32}), found another ({checkpoint.crc32})")
         load_state(checkpoint.tensors, self.bare, self.optimizer, self.backbone)
         self._say(f"going on from update {checkpoint.progress.step} with {self.world_size} worker(s)")
         return checkpoint.progress

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.checkpoint_writer import BackgroundWriter, load_state, state_tensors
-from pipelines.checkpoints import Checkpoints, Progress, name_of
+from pipelines.checkpoints import Checkpoints, Progress, TakenOverError, name_of
 
 
 class SlowCheckpoints(Checkpoints):
@@ -20,7 +20,7 @@ class SlowCheckpoints(Checkpoints):
     def __init__(self, folder: str) -> None:
         super().__init__(folder, "key")
         self.go = threading.Event()
-        self.trouble: OSError | None = None
+        self.trouble: Exception | None = None
 
     def write(self, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
         assert self.go.wait(30)
@@ -69,6 +69,42 @@ def test_an_error_of_the_thread_is_raised_by_the_next_call(tmp_path: Path) -> No
     with pytest.raises(OSError, match="no space left"):
         writer.close()
     assert checkpoints.names() == []
+
+
+def test_one_inside_an_epoch_that_cannot_be_written_is_said_once_and_training_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints = SlowCheckpoints(str(tmp_path))
+    checkpoints.go.set()
+    checkpoints.trouble = OSError("no space left")
+    with BackgroundWriter(checkpoints) as writer:
+        for step in (1, 2):
+            assert writer.offer(Progress(step=step), {"weight": torch.ones(3)})
+            writer.wait()
+        checkpoints.trouble = None
+        assert writer.offer(Progress(step=3), {"weight": torch.ones(3)})
+        writer.wait()
+        checkpoints.trouble = OSError("no space left")
+        writer.put(Progress(step=4), {"weight": torch.ones(3)})
+        with pytest.raises(OSError, match="no space left"):
+            writer.wait()
+    assert checkpoints.names() == [name_of(3)]
+    said = capsys.readouterr().err
+    assert said.count("could not be written (OSError: no space left); going on") == 1
+
+
+def test_a_run_that_was_taken_over_ends_even_inside_an_epoch(tmp_path: Path) -> None:
+    checkpoints = SlowCheckpoints(str(tmp_path))
+    checkpoints.go.set()
+    checkpoints.claim()
+    with BackgroundWriter(checkpoints) as writer:
+        writer.put(Progress(step=1), {"weight": torch.ones(3)})
+        writer.wait()
+        Checkpoints(str(tmp_path), "key").claim()
+        assert writer.offer(Progress(step=2), {"weight": torch.ones(3)})
+        with pytest.raises(TakenOverError):
+            writer.wait()
+    assert checkpoints.names() == [name_of(1)]
 
 
 def network() -> tuple[nn.Module, nn.Module, torch.optim.SGD]:

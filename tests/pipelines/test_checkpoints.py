@@ -16,7 +16,14 @@ from mshnet.data.files import remove_orphans
 from mshnet.data.filesystem import filesystem
 from mshnet.errors import InputError
 from pipelines import storage
-from pipelines.checkpoints import Checkpoints, DamagedCheckpointError, Progress, kept, name_of
+from pipelines.checkpoints import (
+    Checkpoints,
+    DamagedCheckpointError,
+    Progress,
+    TakenOverError,
+    kept,
+    name_of,
+)
 from pipelines.results import EpochRecord
 
 EPOCH = 10
@@ -67,7 +74,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
 def test_there_is_none_at_first(tmp_path: Path) -> None:
     checkpoints = Checkpoints(str(tmp_path / "absent"), "key")
     assert checkpoints.newest() is None
-    with pytest.raises(ValueError, match="no epoch has ended"):
+    with pytest.raises(FileNotFoundError, match="no sound checkpoint of an epoch's end"):
         checkpoints.best(Progress())
 
 
@@ -86,7 +93,101 @@ def test_the_newest_two_and_the_best_are_kept(tmp_path: Path) -> None:
     assert checkpoints.names() == [name_of(step) for step in (30, 23, 10)]
     checkpoints.write(Progress(step=31, history=better.history), state(31))
     assert checkpoints.names() == [name_of(step) for step in (31, 30)]
-    assert same(checkpoints.best(better).tensors, state(30))
+    record, best = checkpoints.best(better)
+    assert record.epoch == 3
+    assert same(best.tensors, state(30))
+
+
+@pytest.mark.parametrize("damage", ["cut", "lost"])
+def test_in_place_of_a_best_one_that_is_damaged_the_best_of_the_others_is_taken(
+    tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints = Checkpoints(str(tmp_path), "key")
+    for epoch in (1, 2, 3):
+        checkpoints.write(epoch_end(epoch, *(0.6, 0.4, 0.5)[:epoch]), state(10 * epoch))
+    reached = epoch_end(3, 0.6, 0.4, 0.5)
+    assert checkpoints.best(reached)[0].epoch == 1
+    assert not capsys.readouterr().err
+    path = tmp_path / name_of(10)
+    path.write_bytes(path.read_bytes()[:-3])
+    if damage == "lost":
+        path.unlink()
+    record, best = checkpoints.best(reached)
+    assert record.epoch == 3
+    assert same(best.tensors, state(30))
+    said = capsys.readouterr().err
+    assert said.count("the weights of epoch 1 are lost") == said.count("taking the best of the others") == 1
+    for name in checkpoints.names():
+        storage.remove(storage.join(str(tmp_path), name))
+    with pytest.raises(FileNotFoundError, match="no sound checkpoint of an epoch's end"):
+        checkpoints.best(reached)
+
+
+def test_who_claims_the_folder_ends_the_one_before(tmp_path: Path) -> None:
+    orphan, successor = Checkpoints(str(tmp_path), "key"), Checkpoints(str(tmp_path), "key")
+    orphan.claim()
+    orphan.write(Progress(step=3), state(3))
+    successor.claim()
+    newest = successor.newest()
+    assert newest is not None
+    assert newest[0] == name_of(3)
+    for step in (3, 6):  # neither replaced nor added
+        with pytest.raises(TakenOverError, match="expected to be the run that writes"):
+            orphan.write(Progress(step=step), state(99))
+    assert successor.names() == [name_of(3)]
+    assert same(successor.read(name_of(3)).tensors, state(3))
+    successor.write(Progress(step=6), state(6))
+    assert successor.names() == [name_of(6), name_of(3)]
+
+
+def test_one_that_is_taken_over_inside_a_write_removes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    orphan, successor = Checkpoints(str(tmp_path), "key"), Checkpoints(str(tmp_path), "key")
+    orphan.claim()
+    for step in (3, 6):
+        orphan.write(Progress(step=step), state(step))
+    write = storage.write_bytes
+
+    def overtaken(uri: str, data: bytes) -> None:
+        write(uri, data)
+        monkeypatch.undo()
+        successor.claim()
+
+    monkeypatch.setattr(storage, "write_bytes", overtaken)
+    with pytest.raises(TakenOverError):
+        orphan.write(Progress(step=9), state(9))
+    assert successor.names() == [name_of(step) for step in (9, 6, 3)]
+
+
+def test_a_folder_that_was_removed_is_not_made_again(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+    orphan = Checkpoints(str(folder), "key")
+    orphan.claim()
+    orphan.write(Progress(step=3), state(3))
+    storage.remove(str(tmp_path / "run"))
+    with pytest.raises(TakenOverError, match="the fold is finished, or was removed"):
+        orphan.write(Progress(step=6), state(6))
+    assert not (tmp_path / "run").exists()
+
+
+def test_old_ones_that_cannot_be_removed_are_a_warning_and_go_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints = Checkpoints(str(tmp_path), "key")
+    for step in (3, 6):
+        checkpoints.write(Progress(step=step), state(step))
+
+    def refuse(uri: str) -> None:
+        raise PermissionError(f"may not remove {uri}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "remove", refuse)
+        checkpoints.write(Progress(step=9), state(9))
+    said = capsys.readouterr().err
+    assert said.count("could not be removed") == 1
+    assert f"may not remove {tmp_path / name_of(3)}" in said
+    assert checkpoints.names() == [name_of(step) for step in (9, 6, 3)]
+    checkpoints.write(Progress(step=12), state(12))
+    assert checkpoints.names() == [name_of(step) for step in (12, 9)]
 
 
 @pytest.mark.parametrize(
