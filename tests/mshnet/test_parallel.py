@@ -120,6 +120,8 @@ class Training:
     """The network itself instead of the small one."""
     poisoned_rank: int | None = None
     """Whose loss is nan in the last update."""
+    compiled: bool = False
+    """By `torch.compile`, without the code generator at its end."""
 
     def __call__(self, rank: int, world_size: int) -> Outcome:
         torch.manual_seed(0)
@@ -130,7 +132,9 @@ class Training:
         if world_size > 1:
             synchronise_batch_norm(bare)
             # Buckets so small that their collectives meet those of batch norm.
-            network = DistributedDataParallel(bare, bucket_cap_mb=None if self.real else 1e-3)
+            network = DistributedDataParallel(bare, bucket_cap_mb=None if self.real or self.compiled else 1e-3)
+        if self.compiled:
+            network.compile(backend="aot_eager", dynamic=False)
         optimizer = make_optimizer(network.parameters(), TrainingConfig(learning_rate=0.05))
         updates: list[Update] = []
         for step in range(self.updates):
@@ -223,6 +227,7 @@ UNEVEN_HALVES = Training(statistics_batch=4, cuts=(0, 3, 4))
 SINGLE, POISONED = Training(dtype=torch.float32), Training(updates=2, poisoned_rank=1)
 REAL = Training(updates=1, real=True, episodes=4, statistics_batch=4)  # torch has no fast float64 convolution
 BRIEF = Training(updates=1)
+COMPILED, REAL_COMPILED = replace(UNEVEN_HALVES, compiled=True), replace(REAL, compiled=True)
 NORMS = (
     Normalising(torch.float64, (0, 3, 8)),
     Normalising(torch.float64, (0, 4, 8), torch.channels_last),
@@ -234,7 +239,22 @@ NORMS = (
 )
 FAR = Normalising(torch.float32, (0, 3, 8), offset=1e4)
 CHECK = CheckingGradients()
-IN_TWO = (EVEN, UNEVEN, HALVES, UNEVEN_HALVES, SINGLE, SINGLE, POISONED, BRIEF, REAL, *NORMS, FAR, CHECK)
+IN_TWO = (
+    EVEN,
+    UNEVEN,
+    HALVES,
+    UNEVEN_HALVES,
+    SINGLE,
+    SINGLE,
+    POISONED,
+    BRIEF,
+    REAL,
+    COMPILED,
+    REAL_COMPILED,
+    *NORMS,
+    FAR,
+    CHECK,
+)
 UNEVEN_FOUR = Training(cuts=(0, 1, 4, 6, 8))
 IN_FOUR = (EVEN, UNEVEN_FOUR, HALVES)
 
@@ -304,6 +324,13 @@ def test_the_network_itself(found: Found) -> None:
     expected = REAL(0, 1)
     for outcome in of(found, 2, REAL):
         assert_same_training(outcome, expected, tolerances.PARITY_GRADIENT.bound)
+
+
+@pytest.mark.parametrize(("compiled", "plain"), [(COMPILED, UNEVEN_HALVES), (REAL_COMPILED, REAL)])
+def test_compiled_they_train_the_same(found: Found, compiled: Training, plain: Training) -> None:
+    """Collectives, dropout and gradients of several parts, in pieces of compiled code between them."""
+    for outcome, expected in zip(of(found, 2, compiled), of(found, 2, plain), strict=True):
+        assert_same_training(outcome, expected, tolerances.SAME_COMPUTATION.bound)
 
 
 def test_processes_hold_the_same_bits(found: Found) -> None:
