@@ -101,6 +101,7 @@ class _Worker:
 
         model = build_network(config, self.store).to(self.device)
         self.backbone, self.bare = model.backbone, model.relation
+        _share_buffers(self.backbone, self.world_size)
         synchronise_batch_norm(self.bare)
         self.optimizer = make_optimizer(self.bare.parameters(), self.training)
         self.checkpoints = Checkpoints(storage.join(folder, CHECKPOINTS), fold_key(config, drawn))
@@ -262,21 +263,36 @@ class _Worker:
         return named
 
 
+def _share_buffers(backbone: nn.Module, world_size: int) -> None:
+    """Rank 0's for all: calibrated on each, they may differ in their last bits, which a restart would take away."""
+    from torch import distributed
+
+    if world_size > 1:
+        for buffer in backbone.buffers():
+            distributed.broadcast(buffer, 0)
+
+
 def _data_parallel(module: nn.Module, world_size: int) -> nn.Module:
     """On this worker's device, its gradients summed with the others' when there are any."""
     import ray.train.torch
 
-    options = {
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers has another name from torch 2.15 on
+        prepared: nn.Module = ray.train.torch.prepare_model(
+            module, parallel_strategy_kwargs=data_parallel_options(world_size)
+        )
+    return prepared
+
+
+def data_parallel_options(world_size: int) -> dict[str, Any]:
+    """Of DistributedDataParallel."""
+    return {
         # They follow from all ranks' episodes alike, so there is nothing to broadcast.
         "broadcast_buffers": False,
         # Else DDP lays its buckets anew after the first update; with them the order in which three and more workers
         # sum a gradient, so that the first update after a restart would differ in its last bits.
         "find_unused_parameters": world_size > 2,
     }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # the first has another name from torch 2.15 on
-        prepared: nn.Module = ray.train.torch.prepare_model(module, parallel_strategy_kwargs=options)
-    return prepared
 
 
 def positions(training: TrainingConfig, step: int) -> range:
