@@ -58,8 +58,8 @@ def table_rows(result: CrossValidation) -> list[TableRow]:
     """The trained network, the baselines that were measured, the paper's row if it has one."""
     ours = [100 * fold.score.miou for fold in result.folds]
     note = f", {CHOSEN_ON_TEST_NOTE}" if result.chosen_on_test else ""
-    values = (*ours, 100 * result.mean_miou, 100 * result.mean_fb_iou)
-    rows = [TableRow(key="trained", label=LABELS["trained"] + note, values=values)]
+    ours += [100 * result.mean_miou, 100 * result.mean_fb_iou]
+    rows = [TableRow(key="trained", label=LABELS["trained"] + note, values=tuple(ours))]
     for key in BASELINES:
         scores = [fold.baselines.get(key) for fold in result.folds]
         if any(scores):

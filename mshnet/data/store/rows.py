@@ -91,7 +91,7 @@ def _mask_png(mask: Bool[np.ndarray, "H W"]) -> bytes:
     rows = np.zeros((height, 1 + (width + 7) // 8), dtype=np.uint8)  # a row begins with its filter: 0, none
     rows[:, 1:] = np.packbits(mask, axis=1)
     head = struct.pack(">II5B", width, height, 1, 0, 0, 0, 0)  # 1 bit, grey
-    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(rows, level=3)), (b"IEND", b""))
+    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(rows.tobytes(), level=3)), (b"IEND", b""))
     parts = (
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
     )
