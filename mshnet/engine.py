@@ -109,8 +109,8 @@ def _backward(
     relation: Relation, features: FeatureCache, part: Part, inner_weight: float, episodes: int
 ) -> Float[Tensor, " 3"]:
     """Add a part's gradients; returns its losses as this process's addends of the mean over all `episodes`."""
-    query, support = features.of(part.batch)
-    prediction = relation(query, support, part.batch.support_masks.float())
+    # No names for the features: the backward pass needs the queries' alone, and the supports' are as large.
+    prediction = relation(*features.of(part.batch), part.batch.support_masks.float())
     with region("loss"):
         losses = segmentation_loss(prediction, part.batch.query_masks, inner_weight)
         fraction = len(part.share) / episodes

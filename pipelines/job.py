@@ -60,6 +60,9 @@ def report(results: Callable[[], Any], prog: str) -> int:
     except (InputError, dag.StageFailedError, OSError) as error:  # OSError: a disk or an object store that went away
         print(f"{prog}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"{prog}: stopped; the same command goes on", file=sys.stderr)
+        return 130  # as a shell says it: 128 + SIGINT
     sys.stderr.flush()
     print(json.dumps(found, allow_nan=False), flush=True)
     return 0

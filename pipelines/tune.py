@@ -53,11 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"tune.py: {error}", file=sys.stderr)
         return 2
-    try:
-        return report(lambda: run(arguments), "tune.py")
-    except KeyboardInterrupt:
-        print("tune.py: stopped; the same command goes on", file=sys.stderr)
-        return 130  # as a shell says it: 128 + SIGINT
+    return report(lambda: run(arguments), "tune.py")
 
 
 def _parsed(argv: list[str]) -> TuneArguments:
