@@ -2,13 +2,13 @@
 
     python benchmarks/kill_training.py --kills 100 --record docs/benchmarks/exact_resume.md
 
-A small fold (ResNet-18, 65 px, batch 4, float32, one CPU worker, a checkpoint after each update) is trained undisturbed
-in this process, then again and again by Ray Train on a local Ray, with several kills in each round: SIGKILL to the
-worker, which Ray starts again, or to the driver, which is started again by hand, half of the time at once, while what
-it left behind is still running. A kill falls after a drawn number of updates since the last one and a drawn part of a
-second, or, one time in five, anywhere in the seconds after a start. At the end of a round every tensor of the last
-checkpoint (weights, momentum, running statistics) must have the undisturbed one's bits, and the history of losses
-its numbers. Ends with code 1 where not.
+A small fold (ResNet-18, 65 px, batch 4, float32, on the CPU with as many workers as --workers says, a checkpoint after
+each update) is trained undisturbed, one worker in this process, then again and again by Ray Train on a local Ray, with
+several kills in each round: SIGKILL to a worker, whose group Ray starts again, or to the driver, which is started again
+by hand, half of the time at once, while what it left behind is still running. A kill falls after a drawn number of
+updates since the last one and a drawn part of a second, or, one time in five, anywhere in the seconds after a start. At
+the end of a round every tensor of the last checkpoint (weights, momentum, running statistics) must have the undisturbed
+one's bits, and the history of losses its numbers. Ends with code 1 where not.
 
 Only processes that carry this run's mark in their environment are ever killed.
 """
@@ -61,6 +61,8 @@ class Arguments:
     """In one training."""
     drivers: float = 0.4
     """Share of kills that hit the driver; the others hit the worker."""
+    workers: int = 1
+    """Of the training; of several, any may be killed."""
     seed: int = 0
     """Of victims and moments; the moments still depend on how fast the machine is."""
     record: str = ""
@@ -78,7 +80,7 @@ class Kill:
     recovered_s: float
 
 
-def configuration(root: Path, updates: int) -> CrossValidationConfig:
+def configuration(root: Path, updates: int, workers: int) -> CrossValidationConfig:
     """The fold's: epochs of ten updates."""
     return CrossValidationConfig(
         source=str(root / "source"),
@@ -90,7 +92,7 @@ def configuration(root: Path, updates: int) -> CrossValidationConfig:
         model=ModelConfig(backbone="resnet18"),
         training=TrainingConfig(epochs=-(-updates // 10), episodes_per_epoch=40, global_batch=4, learning_rate=0.01),
         validation=ValidationConfig(held_out_classes=3, validation_episodes=8),
-        compute=ComputeConfig(checkpoint_every_steps=1, max_failures=10**6),
+        compute=ComputeConfig(workers=workers, checkpoint_every_steps=1, max_failures=10**6),
     )
 
 
@@ -172,7 +174,7 @@ class Round:
                 if self.process.poll() is not None or time.monotonic() > until:
                     return False
                 time.sleep(0.01)
-            workers[0].kill()
+            workers[int(self.rng.integers(len(workers)))].kill()
             return True
         if self.process.poll() is not None:
             return False
@@ -269,7 +271,7 @@ def main() -> int:
 
 def _rounds(arguments: Arguments, scratch: Path) -> int:
     per_round = min(arguments.kills, arguments.kills_per_round)
-    config = configuration(scratch, UPDATES_PER_KILL * per_round + 10)
+    config = configuration(scratch, UPDATES_PER_KILL * per_round + 10, arguments.workers)
     updates = config.training.epochs * config.training.steps_per_epoch
     drawn = drawn_fold(config)
     (scratch / "plan.json").write_text(json.dumps({"config": config.to_json(), "drawn": drawn.to_json()}))
@@ -310,8 +312,12 @@ def _undisturbed(config: CrossValidationConfig, drawn: DrawnTraining, folder: Pa
 
     from pipelines.worker import train_loop
 
-    # Without Ray, and with other moments of writing: neither is to matter.
+    # With other moments of writing, and one worker without Ray: neither is to matter.
     config = replace(config, compute=replace(config.compute, checkpoint_every_steps=0))
+    if config.compute.workers > 1:
+        with connected():
+            train.fit(config, drawn, str(folder), "")
+        return
     job = train.job(config, drawn, str(folder), "")
     TorchTrainer(train_loop, train_loop_config=job, scaling_config=ScalingConfig(num_workers=0)).fit()
 
@@ -320,6 +326,8 @@ def _conditions(arguments: Arguments) -> str:
     import ray
 
     command = f"python benchmarks/kill_training.py --kills {arguments.kills} --seed {arguments.seed}"
+    if arguments.workers > 1:
+        command += f" --workers {arguments.workers}"
     return (
         f"`{command}` on {time.strftime('%Y-%m-%d')}: {os.cpu_count()} CPU cores ({platform.machine()}), torch "
         f"{torch.__version__}, Ray {ray.__version__}."

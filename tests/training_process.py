@@ -19,7 +19,7 @@ from pipelines.config import CrossValidationConfig
 from pipelines.draw import DrawnTraining
 from tests.pipelines.drawn_fold import draw_fold, small_config
 
-EPOCHS, UPDATES_EACH = 3, 4
+EPOCHS, UPDATES_EACH = 3, 8
 UPDATES = EPOCHS * UPDATES_EACH
 
 
@@ -55,6 +55,9 @@ def main(root: str, folder: str, workers: str = "1", min_workers: str = "0", epo
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "15"  # and a node that is gone
     config, drawn = small_fold(Path(root), int(workers), int(min_workers), int(epochs))
     with connected():
+        import ray
+
+        print(f"driver's node: {ray.get_runtime_context().get_node_id()}", file=sys.stderr, flush=True)
         print(json.dumps(losses(train.fit(config, drawn, folder, ""))))
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -15,11 +17,10 @@ from typing import Any
 import pytest
 
 from pipelines import train
-from pipelines.checkpoints import CHECKPOINTS
 from tests import tolerances
 from tests.e2e.conftest import REPOSITORY
-from tests.e2e.test_resume import Chance, newest
-from tests.training_process import EPOCHS, UPDATES, losses, small_fold
+from tests.e2e.test_resume import Chance, EndedBeforeTheKillError, newest, newest_update, redone
+from tests.training_process import EPOCHS, UPDATES, UPDATES_EACH, losses, small_fold
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 DEADLINE_S = 400.0
@@ -33,13 +34,21 @@ class TwoNodes:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        node = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": 80 * 2**20}
-        self._node: dict[str, Any] = node
-        self.cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-        self.second = self.cluster.add_node(**node)
+        self._node: dict[str, Any] = {
+            "num_cpus": 1,
+            "node_ip_address": "127.0.0.1",
+            "object_store_memory": 80 * 2**20,
+        }
+        self.cluster = Cluster()
 
-    def lose(self) -> None:
-        """SIGKILL to everything of the second node."""
+    def start(self) -> None:
+        """What it started before something went wrong, `cluster.shutdown` ends too."""
+        self.cluster.add_node(**self._node, include_dashboard=False)
+        self.add()
+
+    def lose(self, drivers: str) -> None:
+        """SIGKILL to everything of the second node, which is not the driver's own."""
+        assert self.second.node_id != drivers
         self.cluster.remove_node(self.second, allow_graceful=False)
 
     def add(self) -> None:
@@ -48,16 +57,21 @@ class TwoNodes:
 
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[TwoNodes]:
+    """With files of their own: another cluster of this machine, and what it says of itself, is none of theirs."""
     for name in [name for name in os.environ if name.startswith("RAY_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # loopback only
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_worker_niceness", "0")
-    nodes = TwoNodes()
-    try:
-        yield nodes
-    finally:
-        nodes.cluster.shutdown()
+    # Not pytest's folder: a socket's path has room for 107 characters.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        nodes = TwoNodes()
+        try:
+            nodes.start()
+            yield nodes
+        finally:
+            nodes.cluster.shutdown()
 
 
 class Driver:
@@ -101,6 +115,13 @@ class Driver:
     def wait_for_words(self, words: str) -> None:
         self.wait_for(lambda: words in self.said, words)
 
+    @property
+    def node_id(self) -> str:
+        """Of the node that it is connected to."""
+        found = re.search(r"driver's node: (\w+)", self.said)
+        assert found, self.said[-3000:]
+        return found[1]
+
     def end(self) -> None:
         assert self.process.wait(DEADLINE_S) == 0, self.said[-3000:]
 
@@ -116,16 +137,13 @@ def driver(nodes: TwoNodes, folder: Path, epochs: int = EPOCHS) -> Iterator[Driv
         driver._reader.join()
 
 
-def lose_a_node(nodes: TwoNodes, driver: Driver, folder: Path, chance: Chance) -> None:
+def lose_a_node(nodes: TwoNodes, driver: Driver, folder: Path, chance: Chance, updates: int = UPDATES) -> None:
     update = chance.update()
-
-    def reached() -> bool:
-        steps = [int(path.stem.removeprefix("step-")) for path in (folder / CHECKPOINTS).glob("step-*")]
-        return max(steps, default=0) >= update
-
-    driver.wait_for(reached, f"update {update}")
+    driver.wait_for(lambda: newest_update(folder) >= update, f"update {update}")
     time.sleep(chance.moment_s())
-    nodes.lose()
+    if newest_update(folder) == updates:
+        raise EndedBeforeTheKillError
+    nodes.lose(driver.node_id)
 
 
 def assert_same_losses(found: list[Any], expected: list[Any]) -> None:
@@ -136,26 +154,31 @@ def assert_same_losses(found: list[Any], expected: list[Any]) -> None:
 
 
 def test_a_fold_goes_on_with_one_worker_when_a_node_is_lost(nodes: TwoNodes, undisturbed: Path) -> None:
-    chance, folder = Chance(), undisturbed.parent / "node-lost"
-    with driver(nodes, folder) as training:
-        lose_a_node(nodes, training, folder, chance)
-        training.end()
-    assert "with 1 worker(s)" in training.said
+    chance = Chance()
+
+    def lost(folder: Path) -> tuple[Path, str]:
+        with driver(nodes, folder) as training:
+            lose_a_node(nodes, training, folder, chance)
+            training.end()
+            return folder, training.said
+
+    folder, said = redone(lost, undisturbed.with_name("node-lost"))
+    assert "with 1 worker(s)" in said
     found = newest(folder).progress
     assert found.step == UPDATES
     assert_same_losses(losses(found), losses(newest(undisturbed).progress))
 
 
 def test_a_fold_grows_when_a_node_comes(nodes: TwoNodes, undisturbed: Path) -> None:
-    chance, folder = Chance(), undisturbed.parent / "node-came"
+    chance, folder = Chance(), undisturbed.with_name("node-came")
     config, drawn = small_fold(folder.parent, epochs=LONG_EPOCHS)
     with driver(nodes, folder, LONG_EPOCHS) as training:
-        lose_a_node(nodes, training, folder, chance)
+        lose_a_node(nodes, training, folder, chance, LONG_EPOCHS * UPDATES_EACH)
         training.wait_for_words("with 1 worker(s)")
         nodes.add()
         training.wait_for_words("with 2 worker(s)")
-        enough = max(train.progress(config, drawn, str(folder)).step, UPDATES)
-        training.wait_for(lambda: train.progress(config, drawn, str(folder)).step > enough, "another update")
+        enough = max(newest_update(folder), UPDATES)
+        training.wait_for(lambda: newest_update(folder) > enough, "another update")
     found = train.progress(config, drawn, str(folder))
     # Up to there another number of epochs changes nothing.
     assert_same_losses(losses(found)[:EPOCHS], losses(newest(undisturbed).progress))
