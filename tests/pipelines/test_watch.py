@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -101,7 +102,8 @@ def test_what_is_left_is_right_at_once_after_a_resume(capsys: pytest.CaptureFixt
     watched.close()
     assert tracker.steps == [62]
     assert tracker.values[0]["live/eta_s"] == pytest.approx(2.0 * 38)
-    assert "| 2/40 [" in capsys.readouterr().err  # the bar's own estimate starts anew too
+    # The bar's own estimate starts anew too. Ray's bar, where a test before left Ray running, has decimals.
+    assert re.search(r"\| 2(\.00)?/40(\.0)? \[", capsys.readouterr().err)
 
 
 def test_a_pause_slows_no_rate_and_is_awaited_at_every_epochs_end() -> None:
