@@ -114,7 +114,13 @@ class BackgroundWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except Exception as own:
+            if error is None:
+                raise
+            # The one in flight decides whether the worker is started again.
+            print(f"and a checkpoint was not written ({type(own).__name__}: {own})", file=sys.stderr, flush=True)
 
 
 def state_tensors(

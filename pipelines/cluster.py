@@ -6,18 +6,12 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 _LOCAL_OBJECT_STORE_BYTES = 256 * 2**20  # results are small JSON; pixels never pass through it
 
 
 def _quiet() -> None:
-    # "Reporting training result ..." at each epoch, by a logger named after its file.
-    import ray
-
-    reporting = Path(ray.__file__).parent / "train/v2/_internal/execution/context.py"
-    logging.getLogger(str(reporting)).setLevel(logging.WARNING)
     # Ray Train's watcher asks the dashboard every second, and a local cluster has none.
     watcher = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
     logging.getLogger(watcher).setLevel(logging.ERROR)

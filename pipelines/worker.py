@@ -56,7 +56,7 @@ def train_loop(job: Mapping[str, Any]) -> None:
     """
     config = CrossValidationConfig.from_json(job["config"])
     drawn = DrawnTraining.from_json(job["drawn"])
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # else every report is logged
+    _silence_reports()
     try:
         with ExitStack() as ending:
             _Worker(config, drawn, job["folder"], job["run_id"], ending).run()
@@ -64,6 +64,14 @@ def train_loop(job: Mapping[str, Any]) -> None:
         # Ray Train would log the traceback; the message says it all.
         logging.getLogger("ray.train.v2._internal.util").setLevel(logging.CRITICAL)
         raise
+
+
+def _silence_reports() -> None:
+    """Ray Train logs each of them; in a worker by a logger named after its file, which no setting of its reaches."""
+    from ray.train.v2._internal.execution import context
+
+    for logger in ("ray.train", context.__file__):
+        logging.getLogger(logger).setLevel(logging.WARNING)
 
 
 class _Worker:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mshnet.errors import TrainingDivergedError
 from pipelines.checkpoint_writer import BackgroundWriter, load_state, state_tensors
 from pipelines.checkpoints import Checkpoints, Progress, TakenOverError, name_of
 
@@ -69,6 +70,18 @@ def test_an_error_of_the_thread_is_raised_by_the_next_call(tmp_path: Path) -> No
     with pytest.raises(OSError, match="no space left"):
         writer.close()
     assert checkpoints.names() == []
+
+
+def test_an_error_of_the_thread_does_not_replace_the_one_that_ends_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints = SlowCheckpoints(str(tmp_path))
+    checkpoints.go.set()
+    checkpoints.trouble = OSError("no space left")
+    with pytest.raises(TrainingDivergedError, match="update 7"), BackgroundWriter(checkpoints) as writer:
+        writer.put(Progress(step=1), {"weight": torch.ones(3)})
+        raise TrainingDivergedError("update 7")
+    assert "no space left" in capsys.readouterr().err
 
 
 def test_one_inside_an_epoch_that_cannot_be_written_is_said_once_and_training_goes_on(
