@@ -78,9 +78,14 @@ def test_an_error_of_the_thread_does_not_replace_the_one_that_ends_the_training(
     checkpoints = SlowCheckpoints(str(tmp_path))
     checkpoints.go.set()
     checkpoints.trouble = OSError("no space left")
-    with pytest.raises(TrainingDivergedError, match="update 7"), BackgroundWriter(checkpoints) as writer:
-        writer.put(Progress(step=1), {"weight": torch.ones(3)})
-        raise TrainingDivergedError("update 7")
+
+    def diverge() -> None:
+        with BackgroundWriter(checkpoints) as writer:
+            writer.put(Progress(step=1), {"weight": torch.ones(3)})
+            raise TrainingDivergedError("update 7")
+
+    with pytest.raises(TrainingDivergedError, match="update 7"):
+        diverge()
     assert "no space left" in capsys.readouterr().err
 
 
