@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# A real S3 server for one machine: Ceph's RADOS gateway with one monitor and one disk daemon, all on 127.0.0.1.
+# A real S3 server on one machine: Ceph's RADOS gateway with one monitor and one disk daemon, all on 127.0.0.1, the
+# gateway elsewhere only if it is told to.
 #
 #   infra/object_store.sh start     start it, the first time make it (half a minute); does nothing where it runs
 #   infra/object_store.sh stop      stop it and wait for the end; the data stays
@@ -10,7 +11,10 @@
 #
 # OBJECT_STORE_DIR   everything that belongs to it: data, credentials, logs (default: outputs/object_store)
 # OBJECT_STORE_PORT  the port of S3 (default: the one it had, at first 7480)
+# OBJECT_STORE_HOST  the address of this machine on which S3 listens (default: the one it had, at first 127.0.0.1)
 # OBJECT_STORE_GIB   how much it may hold, fixed at the first start (default: 64, or what the disk has)
+#
+# AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY: the keys that the account gets at the first start (default: Ceph makes them)
 #
 # Each folder is a server of its own; several can run side by side. To be rid of one: stop it, remove its folder.
 set -euo pipefail
@@ -30,10 +34,16 @@ declare -A BINARY=([mon.a]=ceph-mon [osd.0]=ceph-osd [client.rgw]=radosgw)
 
 umask 077 # keys, credentials and data are the owner's alone
 
+# Of this shell only: no daemon, and no client that the profile is meant for, shall find them in its environment.
+GIVEN_KEYS=
+[[ -z "${AWS_ACCESS_KEY_ID:-}" || -z "${AWS_SECRET_ACCESS_KEY:-}" || -n "${AWS_SESSION_TOKEN:-}" ]] ||
+    GIVEN_KEYS=$AWS_ACCESS_KEY_ID$'\n'$AWS_SECRET_ACCESS_KEY
+unset AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN
+
 # --- settings: made at the first start and kept in the folder ---
 
 # Nobody accepts connections there. (A look, not a claim: two first starts at once could choose the same.)
-port_is_free() { ! (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+port_is_free() { ! (exec 3<>"/dev/tcp/${2:-127.0.0.1}/$1") 2>/dev/null; }
 
 # Below the ports that the kernel gives to clients, so that no passing connection holds it at the next start.
 free_port() {
@@ -55,7 +65,7 @@ capacity_gib() {
 new_uuid() { cat /proc/sys/kernel/random/uuid; }
 
 read_settings() {
-    FSID='' PORT='' MON_PORT='' OSD_UUID='' GIB=''
+    FSID='' HOST=127.0.0.1 PORT='' MON_PORT='' OSD_UUID='' GIB=''
     # shellcheck source=/dev/null
     [[ ! -f "$DIR/settings" ]] || source "$DIR/settings"
 }
@@ -64,7 +74,8 @@ read_settings() {
 claim_folder() {
     # Ceph's file of settings has its own idea of these.
     [[ "$DIR" != *[\;\#\"\'\$\\]* ]] || fail "OBJECT_STORE_DIR must have none of ; # \" ' \$ \\, got '$DIR'"
-    if [[ -d "$DIR" && ! -f "$DIR/lock" && -n "$(ls -A "$DIR")" ]]; then
+    # The lock is looked for last: another start may be about to make it, before anything else in there.
+    if [[ -d "$DIR" && -n "$(ls -A "$DIR")" && ! -f "$DIR/lock" ]]; then
         fail "'$DIR' holds something else; set OBJECT_STORE_DIR to an empty or new folder"
     fi
     (umask 022 && mkdir -p "$(dirname "$DIR")") # what lies beside it is not ours to close
@@ -81,12 +92,15 @@ take_lock() {
 
 settle() {
     read_settings
-    local wanted=${OBJECT_STORE_PORT:-${PORT:-7480}}
+    local wanted=${OBJECT_STORE_PORT:-${PORT:-7480}} host=${OBJECT_STORE_HOST:-$HOST}
     [[ "$wanted" =~ ^[1-9][0-9]{0,4}$ ]] || fail "OBJECT_STORE_PORT must be a port number, got '$wanted'"
+    [[ "$host" =~ ^[0-9]{1,3}(\.[0-9]{1,3}){3}$ && "$host" != 0.0.0.0 ]] ||
+        fail "OBJECT_STORE_HOST must be one IPv4 address of this machine, by which clients reach it, got '$host'"
     if runs client.rgw; then
         [[ "$wanted" == "$PORT" ]] || fail "it runs on port $PORT; to move it to $wanted, stop it first"
+        [[ "$host" == "$HOST" ]] || fail "it runs on address $HOST; to move it to $host, stop it first"
     else
-        port_is_free "$wanted" || fail "port $wanted is in use; choose another: OBJECT_STORE_PORT=... $0 start"
+        port_is_free "$wanted" "$host" || fail "port $wanted is in use; choose another: OBJECT_STORE_PORT=... $0 start"
     fi
     runs mon.a || port_is_free "${MON_PORT:-0}" ||
         fail "port $MON_PORT, where its monitor has to listen, is in use; end the program that holds it"
@@ -97,8 +111,8 @@ settle() {
         GIB=$(capacity_gib)
         FSID=$(new_uuid) OSD_UUID=$(new_uuid) MON_PORT=$(free_port)
     fi
-    PORT=$wanted
-    declare -p FSID OSD_UUID PORT MON_PORT GIB | sed 's/^declare -- //' >"$DIR/settings.new"
+    PORT=$wanted HOST=$host
+    declare -p FSID OSD_UUID HOST PORT MON_PORT GIB | sed 's/^declare -- //' >"$DIR/settings.new"
     mv "$DIR/settings.new" "$DIR/settings"
 }
 
@@ -158,7 +172,7 @@ debug rgw = 0/0
 
 [client.rgw]
 rgw data = $DIR/rgw
-rgw frontends = beast endpoint=127.0.0.1:$PORT tcp_nodelay=1
+rgw frontends = beast endpoint=$HOST:$PORT tcp_nodelay=1
 rgw thread pool size = 64
 # Requests in flight get so long at a stop; idle connections, which clients keep open, would take two minutes.
 rgw exit timeout secs = 5
@@ -256,7 +270,7 @@ answers_or_ended() { answers || ! kill -0 "$1" 2>/dev/null; }
 # It is S3 that answers, not whatever else may listen there.
 answers() {
     (
-        exec 3<>"/dev/tcp/127.0.0.1/$PORT"
+        exec 3<>"/dev/tcp/$HOST/$PORT"
         printf 'GET / HTTP/1.0\r\n\r\n' >&3
         timeout 10 cat <&3 | grep -i '^x-amz-request-id:' >/dev/null
     ) 2>/dev/null
@@ -267,14 +281,22 @@ answers() {
 write_aws_config() {
     cat >"$DIR/aws/config" <<CONFIG
 [profile $BUCKET]
-endpoint_url = http://127.0.0.1:$PORT
+endpoint_url = http://$HOST:$PORT
 region = us-east-1
 request_checksum_calculation = when_required
 response_checksum_validation = when_required
 CONFIG
 }
 
-# The keys go from Ceph, which makes them, into the file through a pipe: no command line ever shows them.
+# Given keys take the place of those that Ceph made, in its own record of the account, which it reads from a pipe.
+put_given_keys() {
+    local record
+    record=$("${admin[@]}" metadata get "user:$BUCKET")
+    printf '%s\n' "$GIVEN_KEYS" "$record" | "$PYTHON" "$HERE/object_store_account.py" keys |
+        "${admin[@]}" metadata put "user:$BUCKET" >/dev/null || fail "the given keys were not taken"
+}
+
+# Keys go from Ceph into the file through a pipe: no command line ever shows them.
 make_account() {
     local admin=(timeout 120 radosgw-admin -c "$CONF")
     if [[ -f "$DIR/aws/ready" ]]; then
@@ -287,8 +309,9 @@ make_account() {
     fi
     "${admin[@]}" quota set --quota-scope user --uid "$BUCKET" --max-size "$((GIB << 30))" >/dev/null
     "${admin[@]}" quota enable --quota-scope user --uid "$BUCKET" >/dev/null
+    [[ -z "$GIVEN_KEYS" ]] || put_given_keys
     "${admin[@]}" user info --uid "$BUCKET" |
-        (eval "$(environment)" && "$PYTHON" "$HERE/object_store_account.py" "$BUCKET") || fail "no bucket could be made"
+        (eval "$(environment)" && "$PYTHON" "$HERE/object_store_account.py" bucket "$BUCKET") || fail "no bucket could be made"
     touch "$DIR/aws/ready"
 }
 
@@ -300,7 +323,7 @@ environment() {
         AWS_SHARED_CREDENTIALS_FILE "$DIR/aws/credentials" \
         AWS_PROFILE "$BUCKET" \
         AWS_DEFAULT_REGION us-east-1 \
-        AWS_ENDPOINT_URL "http://127.0.0.1:$PORT"
+        AWS_ENDPOINT_URL "http://$HOST:$PORT"
 }
 
 # --- commands ---
@@ -328,7 +351,7 @@ start() {
     runs osd.0 || start_osd
     runs client.rgw || start_gateway
     make_account
-    say "S3 on http://127.0.0.1:$PORT, bucket $BUCKET" \
+    say "S3 on http://$HOST:$PORT, bucket $BUCKET" \
         "to use it: eval \"\$(${OBJECT_STORE_DIR:+OBJECT_STORE_DIR=${DIR@Q} }$0 env)\""
 }
 
@@ -357,7 +380,7 @@ status() {
         fi
     done
     if [[ -n "$PORT" ]] && answers; then
-        printf '%-11s http://127.0.0.1:%s\n' S3 "$PORT"
+        printf '%-11s http://%s:%s\n' S3 "$HOST" "$PORT"
     else
         printf '%-11s no answer\n' S3
         code=3

@@ -1,6 +1,7 @@
-"""Keep the keys that Ceph made, in AWS's own format, and make the bucket. Called by object_store.sh at the first start.
+"""The account of object_store.sh: its keys, in AWS's own format, and its bucket. Called at the first start.
 
-Reads `radosgw-admin user info` on stdin, because a key on a command line could be read by every user of the machine.
+Secrets come on stdin, because a key on a command line could be read by every user of the machine:
+`bucket NAME` reads `radosgw-admin user info`, `keys` an access key, a secret key and `radosgw-admin metadata get`.
 """
 
 from __future__ import annotations
@@ -9,14 +10,24 @@ import json
 import os
 import sys
 
-import boto3
-
 UNFINISHED_UPLOAD_DAYS = 7
 PROFILE = "[{name}]\naws_access_key_id = {access_key}\naws_secret_access_key = {secret_key}\n"
 
 
-def main(bucket: str) -> None:
+def put_keys() -> None:
+    """Print Ceph's record of the account with the given pair of keys in place of its own."""
+    access_key, secret_key = sys.stdin.readline().strip(), sys.stdin.readline().strip()
+    record = json.load(sys.stdin)
+    record["data"]["keys"] = [
+        {"user": record["data"]["user_id"], "access_key": access_key, "secret_key": secret_key},
+    ]
+    json.dump(record, sys.stdout)
+
+
+def make_bucket(bucket: str) -> None:
     """Write the credentials file that the environment names, then the bucket with its lifecycle rule."""
+    import boto3
+
     key = json.load(sys.stdin)["keys"][0]
     path = os.environ["AWS_SHARED_CREDENTIALS_FILE"]
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
@@ -33,4 +44,5 @@ def main(bucket: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    verb, *names = sys.argv[1:]
+    {"keys": put_keys, "bucket": make_bucket}[verb](*names)
