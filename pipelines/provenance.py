@@ -8,6 +8,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from pipelines import sources
 from pipelines.config import CrossValidationConfig
 from pipelines.scan import Scan
 
@@ -16,24 +17,36 @@ COMMIT_VARIABLE = "MSHNET_GIT_COMMIT"
 
 
 def git_commit() -> str:
-    """The commit of this code, with "-dirty" where the tree differs; MSHNET_GIT_COMMIT where there is no git.
+    """The commit of this code, with "-dirty" where the tree differs; MSHNET_GIT_COMMIT where it is set.
 
-    A submitted job's upload has no .git, so the variable is how its commit gets there.
+    A submitted job's upload has no .git: without the variable it is told by its trees, `git_trees`.
     """
     if named := os.environ.get(COMMIT_VARIABLE):
         return named
+    return _described() or "trees " + ", ".join(f"{name} {tree}" for name, tree in sources.trees().items())
+
+
+def git_trees() -> dict[str, str]:
+    """Of this code, as tags. `git log --all --format=%H -t --find-object=TREE` ends with the commit that brought it."""
+    return {f"git_tree.{name}": tree for name, tree in sources.trees().items()}
+
+
+def _described() -> str:
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():  # or a repository around this folder would be asked
+        return ""
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=Path(__file__).parent,
+            cwd=root,
             capture_output=True,
             text=True,
             check=True,
             timeout=10,
         )
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return described.stdout.strip() or "unknown"
+        return ""
+    return described.stdout.strip()
 
 
 def versions() -> dict[str, str]:
@@ -65,6 +78,7 @@ def tags(config: CrossValidationConfig, scanned: Scan, weights: str) -> dict[str
         "selection": config.validation.selection,
         "mask_mode": scanned.mask_mode,
         "git_commit": git_commit(),
+        **git_trees(),
         **{f"fingerprint.{name}": value for name, value in fingerprints(scanned, weights).items()},
         **{f"version.{name}": value for name, value in versions().items()},
     }

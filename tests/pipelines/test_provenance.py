@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from pipelines import provenance, recipes
+from pipelines import provenance, recipes, sources
 from pipelines.scan import Scan
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -34,10 +37,36 @@ def test_without_the_variable_the_commit_is_the_checkouts(
     assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", provenance.git_commit())
 
 
-def test_without_variable_and_git_the_commit_is_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_variable_and_git_the_code_is_told_by_its_trees(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv(provenance.COMMIT_VARIABLE, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert provenance.git_commit() == "unknown"
+    trees = provenance.git_trees()
+    assert provenance.git_commit() == (
+        f"trees mshnet {trees['git_tree.mshnet']}, pipelines {trees['git_tree.pipelines']}"
+    )
+    assert all(re.fullmatch(r"[0-9a-f]{40}", tree) for tree in trees.values())
+
+
+UPLOADED = "from pipelines import provenance; print(provenance.git_commit())"
+
+
+@pytest.mark.skipif(not (REPOSITORY / ".git").exists(), reason="not a git checkout")
+def test_an_upload_inside_another_repository_does_not_take_its_commit(tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e@example.org"]
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "-m", "another"], check=True)
+    upload = tmp_path / "upload"
+    for package in ("mshnet", "pipelines"):
+        shutil.copytree(REPOSITORY / package, upload / package)
+    environment = {k: v for k, v in os.environ.items() if k != provenance.COMMIT_VARIABLE}
+    done = subprocess.run(
+        [sys.executable, "-c", UPLOADED], cwd=upload, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "trees " + ", ".join(
+        f"{package} {sources.git_tree(REPOSITORY / package)}" for package in ("mshnet", "pipelines")
+    )
 
 
 def test_versions_are_of_what_is_imported() -> None:
@@ -66,6 +95,7 @@ def test_tags_hold_all_that_runs_are_told_apart_by(monkeypatch: pytest.MonkeyPat
         "selection": "last",
         "mask_mode": "drawn by hand",
         "git_commit": "abc123",
+        **provenance.git_trees(),
         "fingerprint.data": "f" * 64,
         "fingerprint.backbone_weights": "random",
     }
