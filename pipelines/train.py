@@ -17,6 +17,7 @@ from pipelines.checkpoints import CHECKPOINTS, RUN, Checkpoints, Progress, fold_
 from pipelines.config import ComputeConfig, CrossValidationConfig, fingerprint
 from pipelines.dag import Stage
 from pipelines.draw import DrawnTraining
+from pipelines.metrics import training_fold
 from pipelines.results import EpochRecord, Record
 
 CODE_VERSION = 3
@@ -100,6 +101,13 @@ def fit(
     Raises InputError and TrainingDivergedError at once and as themselves; what else ends a worker is tried again, up
     to `max_failures` times without getting any further. `callbacks` are Ray Train's.
     """
+    with training_fold(config.dataset, drawn.fold, run_id):
+        return _fit(config, drawn, folder, run_id, callbacks)
+
+
+def _fit(
+    config: CrossValidationConfig, drawn: DrawnTraining, folder: str, run_id: str, callbacks: Sequence[Any]
+) -> Progress:
     updates = config.training.epochs * config.training.steps_per_epoch
     reached, unfinished = progress(config, drawn, folder), False
     while True:

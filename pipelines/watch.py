@@ -1,4 +1,4 @@
-"""Watching a fold train: a bar in the terminal and live points in the tracker, neither of which holds training up."""
+"""Watching a fold train: a bar in the terminal, live points in the tracker, gauges; none of them holds training up."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from mshnet.config import TrainingConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pipelines.metrics import FoldMetrics
     from pipelines.results import EpochRecord
     from pipelines.tracking import Tracker
 
@@ -44,13 +45,17 @@ class Watch:
         every: int,
         first_step: int = 0,
         clock: Callable[[], float] = time.monotonic,
+        metrics: FoldMetrics | None = None,
     ) -> None:
-        """`first_step`: updates done before, by whom this one resumes."""
+        """`first_step`: updates done before, by whom this one resumes. `metrics` are closed with this."""
         self.fold, self.training, self.every = fold, training, every
         self.total = training.epochs * training.steps_per_epoch
         self._clock = clock
         self._pace = Pace(training.steps_per_epoch, clock())
         self._points = LivePoints(tracker, run_id, fold) if tracker else None
+        self._metrics = metrics
+        if metrics:
+            metrics.began(training, first_step)
         self._usage = Usage(clock)
         self._losses: Tensor | None = None
         self._updates = 0  # since the last look
@@ -67,6 +72,8 @@ class Watch:
         self._pace.update(now, waited_s)
         self._losses = losses.detach().clone() if self._losses is None else self._losses + losses.detach()
         self._updates += 1
+        if self._metrics:
+            self._metrics.updated(step)
         if step % self.every == 0 or step == self.total:
             self._look(step)
         if now - self._shown >= TEXT_S or step == self.total:
@@ -78,6 +85,8 @@ class Watch:
         """After each epoch: its record, for the run's curves."""
         if self._points:
             self._points.put_epoch(record)
+        if self._metrics and record.validation_miou is not None:
+            self._metrics.set(validation_miou=record.validation_miou)
 
     def pause(self) -> None:
         """Training stops for something else, such as validation; the next update ends it."""
@@ -86,6 +95,8 @@ class Watch:
     def close(self) -> None:
         """The end of the bar; waits some seconds for a tracker that has not got all."""
         self._bar.close()
+        if self._metrics:
+            self._metrics.close()
         if self._points:
             self._points.close()
 
@@ -93,10 +104,14 @@ class Watch:
         assert self._losses is not None
         total, outer, inner = (self._losses / self._updates).tolist()
         self._losses, self._updates, self._loss_text = None, 0, f" · loss {total:.4f}"
+        rate = self._rate(step)
+        if self._metrics:
+            pace = {"episodes_per_second": rate["episodes_per_s"], "remaining_seconds": rate["eta_s"]} if rate else {}
+            self._metrics.set(loss=total, **pace)
         if self._points:
             losses = {"loss": total, "outer_loss": outer, "inner_loss": inner}
-            pace = {"loader_wait_percent": self._pace.waited(), **self._rate(step)}
-            self._points.put(step, losses | pace | self._usage.of_the_process())
+            points = losses | {"loader_wait_percent": self._pace.waited()} | rate
+            self._points.put(step, points | self._usage.of_the_process())
 
     def _rate(self, step: int) -> dict[str, float]:
         """Empty until there is one."""

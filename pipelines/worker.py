@@ -20,6 +20,7 @@ from pipelines.checkpoints import CHECKPOINTS, Checkpoints, Progress, fold_key
 from pipelines.config import CrossValidationConfig
 from pipelines.divergence import DivergenceGuard
 from pipelines.draw import EPISODES, PAIRS, DrawnTraining
+from pipelines.metrics import FoldMetrics
 from pipelines.network import Relation, build_network, inference_backbone
 from pipelines.profile import StepProfiler
 from pipelines.results import EpochRecord
@@ -131,8 +132,9 @@ class _Worker:
         self.profiler = ending.enter_context(closing(self._profiler(folder))) if config.compute.profile else None
 
     def _watch(self) -> Watch:
-        every = self.config.compute.log_every_steps
-        return Watch(self.tracker, self.run_id, self.drawn.fold, self.training, every, self.progress.step)
+        every, fold = self.config.compute.log_every_steps, self.drawn.fold
+        metrics = FoldMetrics(self.config.dataset, fold, self.run_id)
+        return Watch(self.tracker, self.run_id, fold, self.training, every, self.progress.step, metrics=metrics)
 
     def _profiler(self, folder: str) -> StepProfiler:
         return StepProfiler(storage.join(folder, "profile"), rank=self.rank, tracker=self.tracker, run_id=self.run_id)
