@@ -3,7 +3,7 @@
 #
 #   infra/node.sh head [FLAGS]     the services (infra/services.sh), then Ray's head; FLAGS are `ray start`'s
 #   infra/node.sh worker [FLAGS]   a worker of the head that RAY_HEAD_IP names
-#   infra/node.sh stop             end what this node runs: Ray, and on the head the services
+#   infra/node.sh stop             end what this node runs; on the head of infra/on_premise.yaml, on all nodes
 #   infra/node.sh login            for shells on this node: `ray` is found, and asks with the token
 #
 # It reads the secrets of infra/secrets.sh, which came by file_mounts (MSHNET_SECRETS: their file). Everything that Ray
@@ -37,6 +37,7 @@ read_secrets() {
     [[ -s "$HOME/.ray/auth_token" ]] || fail "no '$HOME/.ray/auth_token'; run infra/secrets.sh, then ray up"
     [[ -x "$BIN/ray" ]] || fail "no Python environment here; run: make -C $(dirname "$HERE") setup"
     chmod 600 "$ENV_FILE" "$HOME/.ray/auth_token"
+    chmod 700 "$(dirname "$ENV_FILE")" "$HOME/.ray"
     set -a
     # shellcheck source=/dev/null
     source "$ENV_FILE"
@@ -73,7 +74,6 @@ export_environment() {
 }
 
 start_services() {
-    [[ -x "$HERE/services.sh" ]] || return 0 # TEMPORARY
     local which="database tracker monitoring"
     [[ -z "${MSHNET_OWN_OBJECT_STORE:-}" ]] || which="object_store $which"
     SERVICES=${SERVICES:-$which} SERVICES_DIR=${SERVICES_DIR:-$HOME/.mshnet/services} SERVICES_HOST=$HEAD \
@@ -102,12 +102,25 @@ start_worker() {
         say "Ray did not start here (exit code $?); the head tries again"
 }
 
+# Ray's own `ray down` ends Ray on the head only; what it started elsewhere it leaves to time out, and a part of it does
+# not. Once the head has stopped, nothing starts a worker again.
 stop() {
     "$BIN/ray" stop
-    HEAD=127.0.0.1
-    if [[ -d "${SERVICES_DIR:=$HOME/.mshnet/services}" ]]; then
-        SERVICES_DIR=$SERVICES_DIR "$HERE/services.sh" stop
-    fi
+    local worker
+    for worker in $(workers); do
+        ssh -i ~/ray_bootstrap_key.pem -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR \
+            -o ConnectTimeout=10 "$worker" "$BIN/ray stop" </dev/null || say "$worker could not be reached"
+    done
+    export SERVICES_DIR=${SERVICES_DIR:-$HOME/.mshnet/services}
+    [[ ! -d "$SERVICES_DIR" ]] || "$HERE/services.sh" stop
+}
+
+# USER@ADDRESS of each, on the head of infra/on_premise.yaml; elsewhere none.
+workers() {
+    [[ -f "$BOOTSTRAP" ]] || return 0
+    "$BIN/python" -c 'import sys, yaml
+config = yaml.safe_load(open(sys.argv[1]))
+print(*(config["auth"]["ssh_user"] + "@" + ip for ip in config["provider"].get("worker_ips", [])))' "$BOOTSTRAP"
 }
 
 login() {

@@ -3,7 +3,7 @@
 #
 #   host.sh NAME ADDRESS FOLDER CHECKOUT INTERPRETER
 #
-# FOLDER      this host's disk: its /root, /tmp, /run and /etc/ssh
+# FOLDER      this host's disk: its /root, /tmp, /run, /etc/ssh and /var/lib/mshnet
 # CHECKOUT    hidden, but for its environment, which also lies at ~/mshnet/.venv: what an image of the host would hold
 # INTERPRETER the folder of the environment's Python
 set -euo pipefail
@@ -12,7 +12,7 @@ NAME=$1 ADDRESS=$2 FOLDER=$3 CHECKOUT=$4 INTERPRETER=$5
 
 mount --make-rprivate /
 hostname "$NAME"
-mkdir -p "$FOLDER"/{root/mshnet/.venv,tmp,run/sshd,etc}
+mkdir -p "$FOLDER"/{root/mshnet/.venv,tmp,run/sshd,etc,var} /var/lib/mshnet
 chmod 700 "$FOLDER/root"
 chmod 1777 "$FOLDER/tmp"
 
@@ -31,6 +31,7 @@ readonly_bind() {
 printf '127.0.0.1 localhost\n%s %s\n' "$ADDRESS" "$NAME" >"$FOLDER/etc/hosts"
 mount --bind "$FOLDER/etc/hosts" /etc/hosts
 mount --bind "$FOLDER/etc/ssh" /etc/ssh
+mount --bind "$FOLDER/var" /var/lib/mshnet # infra/services.sh, as root
 mount -t tmpfs -o size=2g tmpfs /dev/shm
 mount --rbind "$FOLDER/run" /run # the held folders come along
 mount --bind "$FOLDER/root" /root
