@@ -11,12 +11,30 @@ import pytest
 
 from tests import object_store as server
 
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0"))
+if WORKERS:
+    # Before torch reads it: the workers, and what they start, share the cores.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
+
+LONGEST = ("tests/cluster/", "tests/e2e/", "tests/mshnet/test_golden_training.py", "tests/infra/", "tests/mshnet/")
+"""Where the files are that take minutes, the longest first."""
+
 SHARED = Path(os.environ.get("MSHNET_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 needs_shared = pytest.mark.skipif(
     not (SHARED / "reference").is_dir(),
     reason="the shared reference data is absent (set MSHNET_SHARED to the folder that holds reference/ and data/)",
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Several workers take file after file: a long one that came last would be waited for."""
+    if WORKERS:
+        items.sort(key=_how_early)
+
+
+def _how_early(item: pytest.Item) -> int:
+    return next((i for i, start in enumerate(LONGEST) if item.nodeid.startswith(start)), len(LONGEST))
 
 
 @pytest.fixture(scope="session", autouse=True)
