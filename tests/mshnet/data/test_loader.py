@@ -209,21 +209,27 @@ for i, batch in enumerate(loader.batches([Episode(0, (1,), 0)] * 100_000, [[i] f
 """
 
 
+def mapped(process: psutil.Process) -> set[str]:
+    """Files in a process's memory; one without a name any more ends with `(deleted)`."""
+    return {m.path for m in process.memory_maps(grouped=True)}
+
+
 @pytest.mark.parametrize("how", ["kill", "raise"])
 def test_nothing_is_left_however_the_consumer_ends(how: str, store: ImageStore) -> None:
-    before = set(os.listdir("/dev/shm"))
     line = [sys.executable, "-c", CONSUMER, store.uri, how]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as consumer:
         assert consumer.stdout
         children = [psutil.Process(int(pid)) for pid in consumer.stdout.readline().split()]
         assert len(children) == 2
+        memory = set[str]().union(*map(mapped, [psutil.Process(consumer.pid), *children]))
+        assert any("mshnet-batches" in path for path in memory)
         if how == "kill":
             consumer.kill()
         assert consumer.wait(DEADLINE_S) == {"kill": -signal.SIGKILL, "raise": 1}[how]
     gone, alive = psutil.wait_procs(children, timeout=DEADLINE_S)
     assert alive == []
     assert len(gone) == 2
-    assert set(os.listdir("/dev/shm")) <= before
+    assert not [path for path in memory if path.startswith("/dev/shm/") and Path(path).exists()]
 
 
 @pytest.mark.gpu
