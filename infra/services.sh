@@ -523,8 +523,69 @@ address_of() {
     esac
 }
 
+# --- check: as the clients use them ---
+
+check_one() {
+    case "$1" in
+        object_store) (use_storage && timeout 120 "$BIN/python" "$HERE/services_check.py" storage s3://mshnet) ;;
+        database) [[ "$(query mlflow 'select 1')" == 1 && "$(query mlflow_auth 'select 1')" == 1 ]] ;;
+        tracker)
+            (read_secrets && secret admin_password |
+                timeout 120 "$BIN/python" "$HERE/services_check.py" tracker "http://$HOST:$TRACKER_PORT") || return
+            [[ "$ARTIFACTS" != s3://* ]] ||
+                (use_storage && timeout 120 "$BIN/python" "$HERE/services_check.py" storage "$ARTIFACTS")
+            ;;
+        monitoring) missing monitoring || answers monitoring ;;
+    esac
+}
+
+check() {
+    read_settings
+    local code=0 name found
+    for name in $(in_order); do
+        if found=$(check_one "$name" 2>&1); then
+            printf '%-12s serves\n' "$name"
+        else
+            printf '%-12s does not serve: %s\n' "$name" "${found:-no answer}"
+            code=3
+        fi
+    done
+    return "$code"
+}
+
+# --- backup ---
+
+# What both need; the arguments are services_backup.py's.
+with_backups() {
+    local own=()
+    ! wanted object_store || own=(--own-store "$OBJECT_STORE/aws")
+    export AWS_REQUEST_CHECKSUM_CALCULATION=when_required AWS_RESPONSE_CHECKSUM_VALIDATION=when_required
+    "$BIN/python" "$HERE/services_backup.py" --postgres-bin "$(postgres_bin)" --socket "$SOCKET" \
+        --artifacts "$ARTIFACTS" --scratch "$DIR" --kept "${SERVICES_BACKUPS_KEPT:-7}" "${own[@]}" "$@"
+}
+
+backup() {
+    (($# >= 1)) || fail "say where to: $0 backup FOLDER or s3://BUCKET/PREFIX [s3://MORE/TO/SAVE ...]"
+    read_settings
+    take_lock
+    answers database || fail "the database does not answer; run: $0 start"
+    with_backups backup "$@"
+}
+
+restore() {
+    (($# >= 1)) || fail "say where from: $0 restore FOLDER or s3://BUCKET/PREFIX [--replace]"
+    start
+    end tracker
+    local code=0
+    with_backups restore "$@" || code=$?
+    begin tracker
+    after tracker
+    return "$code"
+}
+
 case "${1:-}" in
-    start | stop | status | install) "$1" ;;
+    start | stop | status | check | install) "$1" ;;
+    backup | restore) "$@" ;;
     run) run "$2" ;;
     restart)
         stop

@@ -13,19 +13,25 @@ import sys
 import urllib.error
 import urllib.request
 
-API = "/api/2.0/mlflow/users"
+API = "/api/2.0"
+USERS = "/mlflow/users"
 ADMINISTRATOR = "admin"
 SHORTEST_PASSWORD = 12  # MLflow refuses shorter ones
 OPEN = urllib.request.build_opener(urllib.request.ProxyHandler({})).open  # never by a proxy
 
 
-def ask(server: str, who: tuple[str, str], method: str, path: str, body: dict[str, str] | None = None) -> int:
-    """The status of one request to MLflow's API."""
-    log_in = base64.b64encode(":".join(who).encode()).decode()
-    headers = {"Authorization": f"Basic {log_in}", "Content-Type": "application/json"}
+def ask(
+    server: str, who: tuple[str, str], method: str, path: str, body: dict[str, str] | None = None, timeout_s: float = 60
+) -> int:
+    """The status of one request to MLflow's API. Nobody's name is empty."""
+    headers = {"Content-Type": "application/json"}
+    if who[0]:
+        headers["Authorization"] = f"Basic {base64.b64encode(':'.join(who).encode()).decode()}"
     data = json.dumps(body).encode() if body is not None else None
     try:
-        with OPEN(urllib.request.Request(server + API + path, data, headers, method=method), timeout=60) as answer:
+        with OPEN(
+            urllib.request.Request(server + API + path, data, headers, method=method), timeout=timeout_s
+        ) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
@@ -52,11 +58,13 @@ def see_to_user(server: str, administrator: tuple[str, str], user: tuple[str, st
         )
     if ":" in name or not user[0].isascii() or not password.isascii():
         sys.exit("MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD must be ASCII, the name without ':'")
-    if ask(server, user, "GET", "/current") == 200:
+    if ask(server, user, "GET", f"{USERS}/current") == 200:
         return
-    status = ask(server, administrator, "POST", "/create", {"username": name, "password": password})
+    status = ask(server, administrator, "POST", f"{USERS}/create", {"username": name, "password": password})
     if status == 400:  # it is there already
-        status = ask(server, administrator, "PATCH", "/update-password", {"username": name, "password": password})
+        status = ask(
+            server, administrator, "PATCH", f"{USERS}/update-password", {"username": name, "password": password}
+        )
     if status != 200:
         sys.exit(f"MLflow answered {status} when the user '{name}' was made")
 
@@ -64,7 +72,7 @@ def see_to_user(server: str, administrator: tuple[str, str], user: tuple[str, st
 def main(server: str, users: str) -> None:
     """See to both users."""
     administrator = (ADMINISTRATOR, sys.stdin.read().strip())
-    if ask(server, administrator, "GET", "/current") != 200:
+    if ask(server, administrator, "GET", f"{USERS}/current") != 200:
         set_password(users, *administrator)
     name, password = (os.environ.get(f"MLFLOW_TRACKING_{part}", "") for part in ("USERNAME", "PASSWORD"))
     if name == ADMINISTRATOR:
