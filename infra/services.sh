@@ -575,6 +575,7 @@ backup() {
 restore() {
     (($# >= 1)) || fail "say where from: $0 restore FOLDER or s3://BUCKET/PREFIX [--replace]"
     start
+    with_backups look "$@"
     end tracker
     local code=0
     with_backups restore "$@" || code=$?

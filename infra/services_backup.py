@@ -65,7 +65,7 @@ class Place:
 
     def put(self, source: Path, path: str) -> None:
         """Write a file of this machine."""
-        if self.files.protocol == "file" or "file" in self.files.protocol:
+        if "file" in self.files.protocol:
             Path(self.at(path)).parent.mkdir(parents=True, exist_ok=True)
         self.files.put_file(str(source), self.at(path))
 
@@ -78,6 +78,15 @@ class Place:
         """All of it."""
         if self.files.exists(self.root):
             self.files.rm(self.root, recursive=True)
+
+    def move(self, root: str) -> None:
+        """All of it to another place beside it."""
+        if "file" in self.files.protocol:
+            os.rename(self.root, root)
+            return
+        for path in self.paths():
+            self.files.cp_file(self.at(path), f"{root}/{path}")
+        self.remove()
 
     def __truediv__(self, name: str) -> Place:
         return Place(self.files, self.at(name))
@@ -171,17 +180,21 @@ def _last(path: str) -> str:
 # --- restore ---
 
 
-def restore(options: argparse.Namespace) -> None:
-    """Check all of it, bring it back beside what is there, then put it in its place."""
-    source, manifest = _find(Place.of(options.source))
-    aside = f"before_{time.strftime('%Y%m%dt%H%M%Sz', time.gmtime())}"
-    targets = {
-        folder: Place.of(options.artifacts if folder == ARTIFACTS else uri, options.own_store)
-        for folder, uri in manifest["trees"].items()
-    }
-    occupied = _occupied(options, targets)
+def look(options: argparse.Namespace) -> list[str]:
+    """Refuse what `restore` would refuse, as long as the tracker still runs. Returns what is there already."""
+    _, manifest = _find(Place.of(options.source))
+    occupied = _occupied(options, _targets(options, manifest))
     if occupied and not options.replace:
         sys.exit(f"there is something already: {', '.join(occupied)}; to put it aside and restore: --replace")
+    return occupied
+
+
+def restore(options: argparse.Namespace) -> None:
+    """Check all of it, bring it back beside what is there, then put it in its place."""
+    occupied = look(options)
+    source, manifest = _find(Place.of(options.source))
+    targets = _targets(options, manifest)
+    aside = f"before_{time.strftime('%Y%m%dt%H%M%Sz', time.gmtime())}"
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
         local = _fetch_and_check(source, manifest, Path(scratch))
         for database in DATABASES:
@@ -190,7 +203,7 @@ def restore(options: argparse.Namespace) -> None:
             _postgres(options, "pg_restore", "--exit-on-error", f"--dbname={database}_restored", str(dump))
         for folder, target in targets.items():
             if target.paths():
-                target.files.mv(target.root, f"{target.root}.{aside}", recursive=True)
+                target.move(f"{target.root}.{aside}")
                 print(f"what was in {target.root} is in {target.root}.{aside} now")
             paths = [path[len(folder) + 1 :] for path in manifest["files"] if path.startswith(f"{folder}/")]
             with ThreadPoolExecutor(THREADS) as pool:
@@ -204,6 +217,13 @@ def restore(options: argparse.Namespace) -> None:
     else:
         _administer(options, *(f"DROP DATABASE {name}_{aside}" for name in DATABASES))
     print(f"restored {source.root}: {len(manifest['files'])} files")
+
+
+def _targets(options: argparse.Namespace, manifest: Mapping[str, Any]) -> dict[str, Place]:
+    return {
+        folder: Place.of(options.artifacts if folder == ARTIFACTS else uri, options.own_store)
+        for folder, uri in manifest["trees"].items()
+    }
 
 
 def _find(place: Place) -> tuple[Place, dict[str, Any]]:
@@ -291,10 +311,11 @@ def main() -> None:
     saving.add_argument("destination")
     saving.add_argument("more", nargs="*")
     saving.set_defaults(do=backup)
-    bringing_back = verbs.add_parser("restore")
-    bringing_back.add_argument("source")
-    bringing_back.add_argument("--replace", action="store_true")
-    bringing_back.set_defaults(do=restore)
+    for verb, function in (("look", look), ("restore", restore)):
+        bringing_back = verbs.add_parser(verb)
+        bringing_back.add_argument("source")
+        bringing_back.add_argument("--replace", action="store_true")
+        bringing_back.set_defaults(do=function)
     options = parser.parse_args()
     options.do(options)
 
