@@ -175,7 +175,8 @@ class Checkpoints:
             found = "nobody: the fold is finished, or was removed"
         if found != self._token:
             raise TakenOverError(
-                f"expected to be the run that writes to {self.folder!r} ({self._token}), found {found}"
+                f"expected to be the run that writes to {self.folder!r} ({self._token}), found {found}; another job, "
+                "or the same one submitted again, has taken it over: wait for its end, then submit again"
             )
 
     def _remove_all_but(self, wanted: set[str], written: str) -> None:

@@ -100,6 +100,9 @@ class ComputeConfig:
     """Updates between two points of the tracker's live curves; on a GPU also between two looks at the loss."""
     ray_address: str = ""
     """Of a running cluster; empty: the one that the environment names, else a local one."""
+    any_versions: bool = False
+    """On a cluster: also where nodes have other packages than requirements.lock or other code than this; their
+    numbers may be others."""
 
     def __post_init__(self) -> None:
         if self.workers < 1 or self.cpus_per_worker < 1:
@@ -133,8 +136,9 @@ class CrossValidationConfig(Record):
     """Folder or URI of the data set; with shapes, where the pictures are generated if they are not there."""
     store: str = "outputs/store"
     """Folder or URI for everything durable: images, episodes, checkpoints, results."""
-    tracking_uri: str = "sqlite:///outputs/mlflow.db"
-    """MLflow: an SQLite file or a server's address."""
+    tracking_uri: str = ""
+    """MLflow: an SQLite file or a server's address; empty: what MLFLOW_TRACKING_URI names, else
+    sqlite:///outputs/mlflow.db."""
     experiment: str = "mshnet"
     """MLflow experiment."""
     registered_model: str = ""

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """The job: a labelled data set in, a cross-validated and registered model out.
 
 python pipelines/cross_validate.py --dataset pascal --source data/VOC2012 --backbone-weights imagenet
@@ -35,11 +36,13 @@ def show(summary: Mapping[str, Any]) -> None:
     from pipelines.results import CrossValidation
 
     result = CrossValidation.from_json(storage.read_bytes(summary["result"]))
+    tracking = result.artifacts["tracking"]
+    pages = tracking if tracking.startswith("http") else f"mlflow ui --backend-store-uri {tracking}"
     versions = ", ".join(str(fold["model_version"]) for fold in summary["folds"])
     print(
         f"\n{fold_table_text(result)}\n\n"
         f"report   {summary['report']}\n"
-        f"MLflow   mlflow ui --backend-store-uri {result.artifacts['tracking']}\n"
+        f"MLflow   {pages}\n"
         f"models   {summary['registered_model']}, versions {versions}\n",
         file=sys.stderr,
     )

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import posixpath
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from mshnet.errors import InputError
-from pipelines import storage
+from pipelines import environment, progress, storage, turns
 
 LOG = logging.getLogger(__name__)
 Result = Mapping[str, Any]
@@ -47,6 +47,8 @@ class Stage:
     recorded result that holds."""
     exclusive: bool = False
     """The result is written only where there is none: of two jobs that race for it one wins, the other says so."""
+    alone: bool = False
+    """Of several jobs on a cluster that want it, one does it; the others wait and take its result."""
     spread: bool = False
     """Over the nodes, rather than packed on few."""
     images: int = 0
@@ -64,10 +66,16 @@ class Stage:
 
     def recorded(self) -> Result | None:
         """The durable result, or None."""
-        result = storage.read_json(self.result)
-        if result is None or not all(storage.exists(storage.join(self.folder, part)) for part in self.parts):
-            return None
-        return result if self.complete(result) else None
+        result = _whole(self.result, self.parts)
+        return result if result is not None and self.complete(result) else None
+
+
+def _whole(uri: str, parts: Sequence[str]) -> Result | None:
+    result = storage.read_json(uri)
+    folder = posixpath.dirname(uri)
+    if result is None or not all(storage.exists(storage.join(folder, part)) for part in parts):
+        return None
+    return result
 
 
 class StageFailedError(RuntimeError):
@@ -148,7 +156,6 @@ def execute(targets: Sequence[Stage]) -> dict[str, Result]:
     way all that does not depend on it has been finished first.
     """
     import ray
-    from tqdm import tqdm
 
     planned = plan(targets)
     task = ray.remote(num_returns=2, max_retries=3)(_run)
@@ -165,8 +172,8 @@ def execute(targets: Sequence[Stage]) -> dict[str, Result]:
     failures: dict[str, BaseException] = {}
     images = sum(stage.images for stage in waiting.values())
     with (
-        tqdm(total=len(waiting), desc="stages", unit="stage", file=sys.stderr) as bar,
-        tqdm(total=images, desc="images", unit="image", file=sys.stderr, disable=not images) as image_bar,
+        progress.bar(total=len(waiting), desc="stages", unit="stage") as bar,
+        progress.bar(total=images, desc="images", unit="image", disable=not images) as image_bar,
     ):
         size_bytes = 0
         while waiting:
@@ -199,17 +206,21 @@ def each(run: Callable[..., Any], calls: Sequence[tuple[Any, ...]], name: str) -
     Raises StageInputError when one found bad input, StageFailedError when one failed otherwise.
     """
     import ray
-    from tqdm import tqdm
 
-    task = ray.remote(run).options(name=name, num_cpus=1, max_retries=3, scheduling_strategy=_strategy(True))
-    refs = [task.remote(*arguments) for arguments in calls]
+    task = ray.remote(_checked).options(name=name, num_cpus=1, max_retries=3, scheduling_strategy=_strategy(True))
+    refs = [task.remote(run, *arguments) for arguments in calls]
     results = []
-    for ref in tqdm(refs, desc=name, file=sys.stderr, disable=len(refs) == 1):
+    for ref in progress.bar(refs, desc=name, disable=len(refs) == 1):
         try:
             results.append(ray.get(ref))
         except ray.exceptions.RayError as error:
             _raise({name: cause(error)})
     return results
+
+
+def _checked(run: Callable[..., Any], *arguments: Any) -> Any:
+    environment.check()
+    return run(*arguments)
 
 
 def _strategy(spread: bool) -> str:
@@ -227,10 +238,12 @@ class _Task:
     holds: Callable[[Result], bool] | None
     exclusive: bool
     scratch: str
+    alone: bool
+    parts: tuple[str, ...]
 
     @staticmethod
     def of(stage: Stage) -> _Task:
-        return _Task(stage.name, stage.result, stage.run, stage.arguments, stage.holds, stage.exclusive, stage.scratch)
+        return _Task(**{field.name: getattr(stage, field.name) for field in fields(_Task)})
 
 
 def _run(task: _Task, order: list[Any], *needed: Result) -> tuple[Result, tuple[str, bool]]:
@@ -240,12 +253,21 @@ def _run(task: _Task, order: list[Any], *needed: Result) -> tuple[Result, tuple[
     """
     import ray
 
+    environment.check()
     if order:
         ray.wait(order, num_returns=len(order), fetch_local=False)
     if task.holds:
         recorded = storage.read_json(task.result)
         if recorded is not None and task.holds(recorded):
             return recorded, ("", True)
+    if not task.alone or environment.VARIABLE not in os.environ:  # this machine's own Ray has one job
+        return _done(task, needed)
+    with turns.turn(task.result, task.name) as waited:
+        theirs = _whole(task.result, task.parts) if waited else None
+        return _done(task, needed) if theirs is None else (theirs, ("another job did it; taking its result", True))
+
+
+def _done(task: _Task, needed: tuple[Result, ...]) -> tuple[Result, tuple[str, bool]]:
     result, note = task.run(*task.arguments, *needed), ""
     if task.exclusive:
         note = _write_once(task.result, result)

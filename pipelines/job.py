@@ -6,18 +6,33 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 from mshnet.errors import InputError
-from pipelines import dag, provenance, scan, storage, tracking_uri, train
-from pipelines.cluster import connected
-from pipelines.config import CrossValidationConfig, JobArguments, parse
+from pipelines import (
+    capacity,
+    dag,
+    environment,
+    nodes,
+    provenance,
+    scan,
+    stopping,
+    storage,
+    tracking_server,
+    tracking_uri,
+    train,
+)
+from pipelines.capacity import room
+from pipelines.cluster import NOTHING, connected, named
+from pipelines.config import ComputeConfig, CrossValidationConfig, JobArguments, parse
 from pipelines.dag import Stage
 from pipelines.graph import Graph, Runs, build, job_key
 from pipelines.scan import Scan
 from pipelines.tracking import Tracker
+from pipelines.turns import turn
 
 LOG = logging.getLogger(__name__)
 Wanted = Callable[[Graph], Sequence[Stage]]
@@ -56,13 +71,17 @@ def report(results: Callable[[], Any], prog: str) -> int:
     for library in ("botocore", "aiobotocore"):  # where they found the credentials, again and again
         logging.getLogger(library).setLevel(logging.WARNING)
     try:
-        found = results()
+        with stopping.orderly():
+            found = results()
     except (InputError, dag.StageFailedError, OSError) as error:  # OSError: a disk or an object store that went away
         print(f"{prog}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{prog}: stopped; the same command goes on", file=sys.stderr)
         return 130  # as a shell says it: 128 + SIGINT
+    except stopping.Stopped:
+        print(f"{prog}: stopped; the same command goes on", file=sys.stderr)
+        return stopping.EXIT_CODE
     sys.stderr.flush()
     print(json.dumps(found, allow_nan=False), flush=True)
     return 0
@@ -90,7 +109,7 @@ def run(config: CrossValidationConfig, dry_run: bool, wanted: Wanted) -> list[An
     weights = weights_id(config) if trains else ""
     if not dry_run:
         storage.check_writable(config.store)  # last, as it makes the folder
-    with connected(config.compute.ray_address) as resources:
+    with joined(config, looks=not dry_run, trains=trains):
         LOG.info("scanning %s", config.source)
         scanned = scan.scan(config, record=not dry_run)
         planned = dag.plan(wanted(build(config, scanned, weights)))
@@ -99,9 +118,32 @@ def run(config: CrossValidationConfig, dry_run: bool, wanted: Wanted) -> list[An
             return [{"done": list(planned.done), "run": [stage.name for stage in planned.pending]}]
         if not trains:
             return _results(dag.execute(wanted(build(config, scanned, weights))))
-        at_once = room(config, resources) if planned.pending else 1  # before runs that nobody would end
-        runs = start_runs(config, scanned, weights)
+        at_once = room(config.compute, capacity.found()) if planned.pending else 1  # before runs that nobody would end
+        # Or two that begin at the same moment would have runs of their own each.
+        with turn(f"runs of {config.store}", "MLflow runs") if named(config.compute.ray_address) else nullcontext():
+            runs = start_runs(config, scanned, weights)
         return _tracked(config, runs, lambda: dag.execute(wanted(build(config, scanned, weights, runs, at_once))))
+
+
+@contextmanager
+def joined(config: CrossValidationConfig, looks: bool = True, trains: bool = True) -> Iterator[None]:
+    """`connected`, and on a cluster a look at every node before anything expensive. Raises InputError."""
+    compute = config.compute
+    if looks and trains:
+        tracking_server.check(config.tracking_uri)
+    cluster = named(compute.ray_address)
+    with connected(compute.ray_address, _environment(compute) if cluster else NOTHING):
+        if cluster:
+            capacity.wait_or_refuse(capacity.found())
+        if cluster and looks:
+            nodes.check(config, trains)
+        yield
+
+
+def _environment(compute: ComputeConfig) -> dict[str, str]:
+    """What the job's processes on other nodes cannot find out by themselves."""
+    code = "" if compute.any_versions else environment.identity(environment.lock())
+    return {environment.VARIABLE: code, provenance.COMMIT_VARIABLE: provenance.git_commit()}
 
 
 def _results(results: dict[str, dag.Result]) -> list[Any]:
@@ -120,7 +162,7 @@ def _tracked(config: CrossValidationConfig, runs: Runs, execute: Callable[[], di
             failed = any(stage.endswith(f"fold {fold}") for stage in error.stages)
             statuses[run_id] = "FAILED" if failed else "FINISHED"
         raise
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, stopping.Stopped):
         statuses = dict.fromkeys(statuses, "KILLED")
         raise
     finally:
@@ -176,19 +218,3 @@ def _upstream(targets: Sequence[Stage]) -> list[Stage]:
             found[stage.name] = stage
             waiting += stage.needs
     return list(found.values())
-
-
-def room(config: CrossValidationConfig, resources: dict[str, float]) -> int:
-    """How many trainings the cluster has room for at once. Raises InputError where it has none."""
-    compute = config.compute
-    workers = compute.min_workers or compute.workers
-    found = resources.get("CPU", 0) // (workers * compute.cpus_per_worker)
-    if compute.use_gpu:
-        found = min(found, resources.get("GPU", 0) // workers)
-    if found < 1:
-        raise InputError(
-            f"expected room for {workers} worker(s) of {compute.cpus_per_worker} CPU"
-            f"{' and a GPU' if compute.use_gpu else ''} each, found {resources.get('CPU', 0):g} CPU and "
-            f"{resources.get('GPU', 0):g} GPU in the cluster; lower --workers or --cpus-per-worker"
-        )
-    return int(found)

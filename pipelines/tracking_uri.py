@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from mshnet.data.filesystem import secret_in
 from mshnet.errors import InputError
 
 SQLITE = "sqlite:///"
+VARIABLE = "MLFLOW_TRACKING_URI"
+USER_VARIABLES = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN)"
+_LOCAL = f"{SQLITE}outputs/mlflow.db"
 _USER = re.compile(r"://[^/:@]*@")
 _PASSWORD = re.compile(r"://[^/@]*:[^@]*@")  # of a database: also one that looks like HOST:PORT and has a slash
 
@@ -16,9 +20,12 @@ _PASSWORD = re.compile(r"://[^/@]*:[^@]*@")  # of a database: also one that look
 def absolute(uri: str) -> str:
     """The URI, with a SQLite file's path made absolute: workers run in other folders than the driver.
 
+    An empty one is what MLFLOW_TRACKING_URI names, else outputs/mlflow.db.
+
     Raises InputError for what several processes cannot share (a plain folder, a database in memory), and, without
     repeating it, for one with a password or token in it.
     """
+    uri = uri or os.environ.get(VARIABLE, "") or _LOCAL
     _refuse_secrets(uri)
     if uri.startswith(SQLITE):
         path, question, options = uri.removeprefix(SQLITE).partition("?")
@@ -35,7 +42,7 @@ def absolute(uri: str) -> str:
 def _refuse_secrets(uri: str) -> None:
     if uri.lower().startswith(("http://", "https://")):
         found = secret_in(uri)
-        advice = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN)"
+        advice = f"set {USER_VARIABLES}"
     else:  # a database's user alone is no secret
         found = "a password before the @" if _PASSWORD.search(uri) else secret_in(_USER.sub("://", uri))
         advice = "run an MLflow server in front of the database (or, for PostgreSQL, set PGPASSWORD)"

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mshnet.errors import InputError, TrainingDivergedError
 from pipelines import dag, provenance, storage
 from pipelines.checkpoints import CHECKPOINTS, RUN, Checkpoints, Progress, fold_key
 from pipelines.config import ComputeConfig, CrossValidationConfig, fingerprint
@@ -60,6 +59,7 @@ def stage(
         arguments=(config, inputs, folder, run_id),
         needs=(drawn,),
         after=after,
+        alone=True,
         cpus=0,  # waits for its workers, which hold the cores
         parts=(storage.join(MODEL, WEIGHTS_FILE), storage.join(MODEL, CONFIG_FILE)),
         # Optimizer states of a finished fold are of no more use, and twice the model's size.
@@ -98,8 +98,8 @@ def fit(
 
     `run_id` is of the MLflow run that is told of it; empty: none.
 
-    Raises InputError and TrainingDivergedError at once and as themselves; what else ends a worker is tried again, up
-    to `max_failures` times without getting any further. `callbacks` are Ray Train's.
+    Raises InputError, TrainingDivergedError and TakenOverError at once and as themselves; what else ends a worker is
+    tried again, up to `max_failures` times without getting any further. `callbacks` are Ray Train's.
     """
     with training_fold(config.dataset, drawn.fold, run_id):
         return _fit(config, drawn, folder, run_id, callbacks)
@@ -133,7 +133,7 @@ def _run(
     from ray.train import FailureConfig, LoggingConfig, RunConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from pipelines.failures import EndAtOnce
+    from pipelines.failures import NOT_AGAIN, EndAtOnce
     from pipelines.worker import train_loop
 
     compute = config.compute
@@ -157,7 +157,7 @@ def _run(
         trainer.fit()
     except TrainingFailedError as error:
         cause = dag.cause(error)
-        if isinstance(cause, InputError | TrainingDivergedError):
+        if isinstance(cause, NOT_AGAIN):
             raise cause from None
         failure: Exception = error
         return failure

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,10 +18,9 @@ from ray.experimental import tqdm_ray
 from ray.train import TrainingFailedError
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
-from tqdm import tqdm
 
 from mshnet.errors import InputError, TrainingDivergedError
-from pipelines import dag, storage, train
+from pipelines import dag, progress, storage, train
 from pipelines.checkpoints import Progress
 from pipelines.config import CrossValidationConfig
 from pipelines.draw import DrawnTraining
@@ -58,7 +56,7 @@ def run(trials: Trials, concurrency: int) -> None:
         os.environ.setdefault(setting, value)
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)  # it misses those files
     total, done = len(journal.records), len(journal.records) - len(journal.pending())
-    with without_workers_bars(), tqdm(total=total, initial=done, desc="trials", unit="trial", file=sys.stderr) as bar:
+    with without_workers_bars(), progress.bar(total=total, initial=done, desc="trials", unit="trial") as bar:
 
         def over(record: TrialRecord) -> None:
             if trials.runs.end(record, journal.longest):
@@ -80,11 +78,12 @@ def without_workers_bars() -> Iterator[None]:
     Workers of stopped trials cannot close their bars, and all bars look alike.
     """
     bars = tqdm_ray.instance()
+    before = bars.process_state_update
     bars.process_state_update = lambda state: None
     try:
         yield
     finally:
-        del bars.process_state_update  # the class's own is there again
+        bars.process_state_update = before
 
 
 def _tuner(trials: Trials, concurrency: int, over: Callable[[TrialRecord], None]) -> tune.Tuner:

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Search for training values: learning rate, weight decay, inner weight, batch, schedule.
 
 python pipelines/tune.py --dataset pascal --source data/VOC2012 --folds 0 --epochs 30 --trials 20
@@ -10,6 +11,7 @@ import posixpath
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +21,16 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from mshnet.errors import InputError
-from pipelines import dag, provenance, scan, search, storage
-from pipelines.cluster import connected
+from pipelines import capacity, dag, provenance, scan, search, storage
+from pipelines.capacity import room
+from pipelines.cluster import named
 from pipelines.config import CrossValidationConfig, JobArguments, fingerprint, parse
 from pipelines.graph import Graph, build
-from pipelines.job import report, resolved, room, weights_id
+from pipelines.job import joined, report, resolved, weights_id
 from pipelines.journal import Journal
 from pipelines.search import SearchConfig
+from pipelines.stopping import Stopped
+from pipelines.turns import turn
 
 if TYPE_CHECKING:
     from pipelines.search_runs import SearchRuns
@@ -82,15 +87,18 @@ def run(arguments: TuneArguments) -> dict[str, Any]:
                 storage.check_writable(place)
     if out and storage.exists(out) and storage.size_bytes(out) is None:
         raise InputError(f"expected a file's name in --out, found the folder {out!r}; give {out}/recipe.json")
-    with connected(config.compute.ray_address) as resources:
+    with joined(config, looks=not dry_run):
         scanned = scan.scan(config, record=not dry_run)
         graph = build(config, scanned, weights)
         key = search_key(arguments.search, graph)
-        journal = Journal(config, arguments.search, storage.join(config.store, "searches", f"{config.dataset}-{key}"))
+        folder = storage.join(config.store, "searches", f"{config.dataset}-{key}")
         if dry_run:
-            return _planned(journal)
+            return _planned(Journal(config, arguments.search, folder))
         tags = provenance.tags(config, scanned, weights)
-        return _searched(journal, graph, key, tags, room(config, resources), out)
+        at_once = room(config.compute, capacity.found())
+        with turn(folder, "the search") if named(config.compute.ray_address) else nullcontext():
+            journal = Journal(config, arguments.search, folder)  # as the one before left it
+            return _searched(journal, graph, key, tags, at_once, out)
 
 
 def search_key(tried: SearchConfig, graph: Graph) -> str:
@@ -127,7 +135,7 @@ def _searched(
         result = _result(journal, runs, out)
         status = "FINISHED"
         return result
-    except (KeyboardInterrupt, SystemExit):  # Ctrl-C; SIGTERM, which Ray turns into an exit
+    except (KeyboardInterrupt, Stopped):
         status = "KILLED"
         raise
     finally:

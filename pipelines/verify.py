@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from mshnet.errors import InputError
-from pipelines import dag, preprocess, scan, storage
+from pipelines import dag, job, preprocess, scan, storage
 from pipelines.cluster import connected
 from pipelines.config import CrossValidationConfig
 from pipelines.preprocess import IMAGES, MANIFEST, SHARDS
@@ -53,7 +53,7 @@ def repair(config: CrossValidationConfig) -> list[Mapping[str, Any]]:
     """Every sealed store of this source, its failing shards made anew. Other shards are left as they are."""
     scan.check(config)
     storage.check_writable(config.store)
-    with connected(config.compute.ray_address):
+    with job.joined(config, trains=False):
         scanned = scan.scan(config)
         sealed = _sealed(config)
         stores = [uri for uri in sealed if _is_of(uri, scanned)]

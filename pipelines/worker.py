@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mshnet.config import TrainingConfig
 from mshnet.errors import InputError, TrainingDivergedError
-from pipelines import storage
+from pipelines import environment, storage
 from pipelines.checkpoint_writer import BackgroundWriter, load_state, state_tensors
 from pipelines.checkpoints import CHECKPOINTS, Checkpoints, Progress, fold_key
 from pipelines.config import CrossValidationConfig
@@ -59,6 +59,7 @@ def train_loop(job: Mapping[str, Any]) -> None:
     drawn = DrawnTraining.from_json(job["drawn"])
     _silence_reports()
     try:
+        environment.check()
         with ExitStack() as ending:
             _Worker(config, drawn, job["folder"], job["run_id"], ending).run()
     except (InputError, TrainingDivergedError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +12,10 @@ import pytest
 
 from mshnet.data.shapes import write_voc
 from mshnet.errors import InputError
-from pipelines import job
+from pipelines import capacity, job
+from pipelines.capacity import Capacity
 from pipelines.config import CrossValidationConfig
-from pipelines.job import resolved, room
+from pipelines.job import resolved
 from tests.pipelines.drawn_fold import small_config
 
 
@@ -53,10 +54,11 @@ def test_a_cluster_without_room_is_found_out_before_any_run_is_started(
     """Or the runs would be RUNNING for ever."""
 
     @contextmanager
-    def small_cluster(address: str) -> Iterator[dict[str, float]]:
+    def small_cluster(address: str, environment: Mapping[str, str]) -> Iterator[dict[str, float]]:
         yield resources
 
     monkeypatch.setattr(job, "connected", small_cluster)
+    monkeypatch.setattr(capacity, "found", lambda: Capacity(now=(resources,)))
     monkeypatch.setattr(job, "start_runs", lambda *_: pytest.fail("runs were started"))
     config = small_config(tmp_path)
     config = replace(
@@ -65,14 +67,6 @@ def test_a_cluster_without_room_is_found_out_before_any_run_is_started(
         compute=replace(config.compute, workers=2, cpus_per_worker=2, use_gpu=use_gpu),
     )
     write_voc(Path(config.source), images=120, size_px=48, seed=0)
-    with pytest.raises(InputError, match=r"expected room for 2 worker\(s\) of 2 CPU.* found .* in the cluster; lower"):
+    with pytest.raises(InputError, match=r"expected room for 2 worker\(s\) of 2 CPU.* found .* on 1 node.*; lower"):
         job.run(config, False, lambda graph: graph.evaluated)
     assert not (tmp_path / "mlflow.db").exists()
-
-
-def test_room_is_in_whole_trainings() -> None:
-    config = CrossValidationConfig()
-    config = replace(config, compute=replace(config.compute, workers=3, cpus_per_worker=2))
-    assert room(config, {"CPU": 17.0}) == 2
-    config = replace(config, compute=replace(config.compute, min_workers=1, use_gpu=True))
-    assert room(config, {"CPU": 17.0, "GPU": 5.0}) == 5  # elastic: as many as can begin

@@ -30,6 +30,24 @@ def test_a_database_file_is_the_same_from_any_folder(
     assert artifact_location(uri) == f"file://{file.parent}/mlartifacts"
 
 
+def test_the_environment_names_the_tracker_where_nothing_else_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for named, expected in (
+        ("http://tracker:5000", "http://tracker:5000"),
+        ("sqlite:///theirs.db", f"sqlite:///{tmp_path.resolve()}/theirs.db"),
+        ("", f"sqlite:///{tmp_path.resolve()}/outputs/mlflow.db"),
+    ):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", named)
+        assert absolute("") == expected
+        assert absolute("http://other") == "http://other"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@tracker")
+    with pytest.raises(InputError, match="without credentials") as caught:
+        absolute("")
+    assert "hunter2" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "uri",
     [
@@ -69,7 +87,7 @@ def test_a_password_is_refused_and_not_repeated(uri: str, advice: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "uri", ["mlruns", "", "file:///runs", "sqlite:///", "sqlite:///:memory:", "sqlite://", "sqlite:///?timeout=1"]
+    "uri", ["mlruns", "file:///runs", "sqlite:///", "sqlite:///:memory:", "sqlite://", "sqlite:///?timeout=1"]
 )
 def test_what_cannot_be_shared_is_refused(uri: str) -> None:
     with pytest.raises(InputError, match=r"expected a tracking URI such as sqlite:///mlflow\.db"):

@@ -1,0 +1,52 @@
+"""Progress: bars on a terminal, in a file or a job's log lines now and then."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from tqdm import tqdm
+
+LINE_S = 60.0
+"""Between two lines of the same progress, where nothing else asks for one."""
+FORMAT = "{desc}: {n_fmt}/{total_fmt}{postfix}, after {elapsed}"
+
+
+class Lines(tqdm):  # type: ignore[misc]  # tqdm has no types
+    """A bar that is written as a line each time that it is shown."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options | {"bar_format": FORMAT, "mininterval": LINE_S, "miniters": 1})
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Not before anything was done."""
+        if self.n:
+            print(self, file=sys.stderr, flush=True)
+        return True
+
+    def close(self) -> None:
+        """Nothing is left to be said: the last line is there, and no bar to be wiped out."""
+        self.disable = True
+
+
+def bar(items: Iterable[Any] | None = None, **options: Any) -> Any:
+    """tqdm's, on stderr."""
+    return (tqdm if sys.stderr.isatty() else Lines)(items, file=sys.stderr, **options)
+
+
+class WorkersLines:
+    """What the bars of Ray's workers come to where there is no terminal. Takes the states that they send."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._said: dict[str, float] = {}
+
+    def __call__(self, state: Mapping[str, Any]) -> None:
+        now = self._clock()
+        if state["closed"]:
+            self._said.pop(state["uuid"], None)  # the worker says itself how it ended
+        elif now - self._said.setdefault(state["uuid"], now) >= LINE_S:
+            self._said[state["uuid"]] = now
+            print(f"{state['desc']} · {state['unit']} {state['x']}/{state['total']}", file=sys.stderr, flush=True)
