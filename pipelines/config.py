@@ -180,6 +180,12 @@ class CrossValidationConfig(Record):
             raise InputError(f"folds must be distinct and at least one of 0..{FOLDS - 1}, got {self.folds}")
         if self.shot < 1:
             raise InputError(f"shot must be 1 or more, got {self.shot}")
+        if set(self.registered_model) & set("/:'`") or (
+            self.registered_model and not self.registered_model.strip(". ")
+        ):
+            raise InputError(
+                f"registered_model must be a name without / : ' ` and not of dots only, got {self.registered_model!r}"
+            )
         if self.images_per_shard < 1 or self.min_object_px < 1:
             raise InputError(
                 "images_per_shard and min_object_px must be 1 or more, got "

@@ -16,7 +16,6 @@ trained in bfloat16 is thus served a little more exactly than it was judged.
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import json
 import shutil
@@ -135,14 +134,16 @@ def _texts(text: str, row: int, column: str) -> list[str]:
 
 
 def _open(text: str, place: str) -> Any:
-    from PIL import Image
+    from mshnet.data.source import opened_picture
 
     try:
-        image = Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=("PNG", "JPEG"))
-        image.load()
-    except (TypeError, binascii.Error) as error:
+        data = base64.b64decode(text, validate=True)
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{place}: expected base64 text") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    try:
+        image = opened_picture(data, formats=("PNG", "JPEG"))
+        image.load()
+    except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{place}: expected a whole PNG or JPEG image ({error})") from error
     return image
 

@@ -36,7 +36,10 @@ def absolute(uri: str) -> str:
 
 
 def join(uri: str, *names: str) -> str:
-    """A place below a place."""
+    """A place below a place. InputError for a name that would lead out of it: names come from files, too."""
+    for name in names:
+        if name.startswith("/") or "\0" in name or ".." in name.split("/"):
+            raise InputError(f"expected the name of something below {uri!r}, found {name!r}; mend what names it")
     return posixpath.join(uri, *names)
 
 

@@ -123,8 +123,8 @@ class Tracker:
     def log_bytes(self, run_id: str, data: bytes, artifact_path: str) -> None:
         """Bytes as the artifact `folder/name`."""
         folder, _, name = artifact_path.rpartition("/")
-        if not name:
-            raise InputError(f"expected an artifact path that ends in a file name, got {artifact_path!r}")
+        if not name or ".." in artifact_path.split("/"):
+            raise InputError(f"expected an artifact path that ends in a file name and goes down, got {artifact_path!r}")
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch, name)
             path.write_bytes(data)
@@ -313,8 +313,9 @@ def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _name(key: str) -> str:
-    """`key` in the characters that MLflow takes for metrics and params."""
-    return re.sub(r"[^\w\-. :/]", "_", key, flags=re.ASCII)
+    """`key` in the characters that MLflow takes for metrics and params, and a path that leads nowhere else."""
+    parts = re.sub(r"[^\w\-. :/]", "_", key, flags=re.ASCII).split("/")
+    return "/".join(part if part.strip(".") else "_" for part in parts)
 
 
 def _quotable(text: str) -> str:

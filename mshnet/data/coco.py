@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -24,16 +24,21 @@ CLASSES = 80
 SUBSETS = ("train", "val")
 
 
+_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]*\Z")]
+"""Of a category: it goes to reports, tables, charts and the tracker."""
+_Pixels = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
+
+
 class _Category(msgspec.Struct, gc=False):
     id: int
-    name: str
+    name: _Name
 
 
 class _Image(msgspec.Struct, gc=False):
     id: int | str
     file_name: str
-    height: int
-    width: int
+    height: _Pixels
+    width: _Pixels
 
 
 class _Annotation(msgspec.Struct, gc=False):
@@ -173,7 +178,7 @@ class CocoSource(Source):
         if missing:
             raise InputError(
                 f"every annotated image needs its file under '{self.root}': {len(missing)} missing, "
-                f"first '{min(missing)}'; fetch them or leave them out of the JSON"
+                f"first {min(missing)!r}; fetch them or leave them out of the JSON"
             )
 
     def load(self, record: ImageRecord) -> LabelledImage:
@@ -258,20 +263,58 @@ def _check(annotation: _Annotation, images: dict[int | str, _Image], classes: di
             f"'{where}': annotation {number} is neither polygons nor run lengths ({error}); mend or remove it"
         ) from error
     if isinstance(segmentation, list):
-        _check_polygons([len(polygon) for polygon in segmentation] or [0], number, where)
-    elif segmentation.size != (image.height, image.width):
-        raise InputError(
-            f"mask and image must have one size: '{where}', annotation {number} has an RLE of size "
-            f"{list(segmentation.size)}, its image is [{image.height}, {image.width}] (height, width)"
-        )
+        _check_polygons(segmentation, image, number, where)
+    else:
+        _check_runs(segmentation, image, number, where)
 
 
-def _check_polygons(sizes: list[int], number: int, where: str) -> None:
+def _check_polygons(polygons: list[list[float]], image: _Image, number: int, where: str) -> None:
+    sizes = [len(polygon) for polygon in polygons] or [0]
     if min(sizes) < 6 or any(n % 2 for n in sizes):
         raise InputError(
             f"'{where}': annotation {number} has a polygon of {min(sizes) / 2:g} points, "
             "expected pairs of x and y, at least 3 points; mend or remove the annotation"
         )
+    # pycocotools walks along the outline in memory, and ends the process where it does not fit.
+    farthest = 2 * max(image.height, image.width)
+    lowest, highest = min(map(min, polygons)), max(map(max, polygons))
+    if lowest < -farthest or highest > farthest:
+        raise InputError(
+            f"'{where}': annotation {number} has a point at {lowest if lowest < -farthest else highest:g}, far outside "
+            f"of its image of {image.width}×{image.height} px; mend or remove the annotation"
+        )
+
+
+def _check_runs(rle: _Rle, image: _Image, number: int, where: str) -> None:
+    if rle.size != (image.height, image.width):
+        raise InputError(
+            f"mask and image must have one size: '{where}', annotation {number} has an RLE of size "
+            f"{list(rle.size)}, its image is [{image.height}, {image.width}] (height, width)"
+        )
+    # pycocotools gives whatever lies in memory where runs do not fill the image.
+    runs = rle.counts if isinstance(rle.counts, list) else _runs(rle.counts)
+    if min(runs, default=-1) < 0 or sum(runs) != image.height * image.width:
+        raise InputError(
+            f"'{where}': annotation {number} has run lengths that do not make up the {image.height * image.width} "
+            "pixels of its image; mend or remove the annotation"
+        )
+
+
+def _runs(text: str) -> list[int]:
+    """The run lengths in COCO's compressed form; none where it is damaged."""
+    runs: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64:
+            return []
+        value |= (bits & 0x1F) << shift
+        shift += 5
+        if not bits & 0x20:
+            value -= bits >> 4 << shift  # the sign
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return [] if shift else runs
 
 
 def _union(parts: list[tuple[int, Any]], record: ImageRecord) -> Bool[np.ndarray, "H W"]:

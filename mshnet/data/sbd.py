@@ -20,6 +20,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from mshnet.data.pascal import IMAGES, LISTS, MASKS, write_label
+from mshnet.data.source import FORMATS, opened_picture
 from mshnet.errors import DatasetNotFoundError, InputError
 
 VOC_MASKS = "SegmentationClass"
@@ -112,7 +113,7 @@ def _check_complete(voc_root: Path, val: set[str], ours: dict[str, Path], theirs
 
 def _read_png(path: Path) -> UInt8[np.ndarray, "H W"]:
     try:
-        with Image.open(path) as picture:
+        with opened_picture(path.read_bytes()) as picture:
             label = np.array(picture)
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"cannot decode '{path}': {error}; unpack the archive again") from error
@@ -142,7 +143,7 @@ def _checked(label: np.ndarray, path: Path, extra: set[int]) -> UInt8[np.ndarray
 
 def _check_size(label: UInt8[np.ndarray, "H W"], image_path: Path) -> None:
     try:
-        with Image.open(image_path) as picture:  # reads the header only
+        with Image.open(image_path, formats=FORMATS) as picture:  # reads the header only
             width, height = picture.size
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"cannot decode '{image_path}': {error}; unpack the archive again") from error

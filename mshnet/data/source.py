@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,6 +93,25 @@ def open_source(dataset: str, root: str) -> Source:
     raise InputError(f"dataset must be one of {', '.join(DATASETS)}, got {dataset!r}")
 
 
+MOST_PIXELS = 100_000_000
+"""Of a picture: a file of some kilobytes can claim any number, and decoding it takes 3 bytes and more for each."""
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+"""Of pictures. Pillow knows some forty more, of which one (EPS) starts another program."""
+
+
+def opened_picture(data: bytes, formats: Sequence[str] = FORMATS) -> Image.Image:
+    """A picture whose header alone was read. Raises OSError, SyntaxError or ValueError where it cannot be used."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we have a limit of our own
+            picture = Image.open(io.BytesIO(data), formats=formats)
+    except Image.DecompressionBombError as error:
+        raise ValueError(str(error)) from error
+    if picture.width * picture.height > MOST_PIXELS:
+        raise ValueError(f"expected {MOST_PIXELS:,} pixels at most, found {picture.width}×{picture.height}")
+    return picture
+
+
 class Folder:
     """Read access below one root: a local folder or any fsspec URI. Pickles as its root alone."""
 
@@ -104,7 +124,9 @@ class Folder:
         return Folder, (self.root,)
 
     def path(self, relative: str) -> str:
-        """The file system's own name of a path below the root."""
+        """The file system's own name of a path below the root. InputError for one that would lead out of it."""
+        if relative.startswith("/") or "\0" in relative or ".." in relative.split("/"):
+            raise InputError(f"expected the name of a file below '{self.root}', found {relative!r}; rename it")
         return f"{self._base}/{relative}" if relative else self._base
 
     def has_dir(self, relative: str) -> bool:
@@ -133,10 +155,10 @@ class Folder:
             raise DatasetNotFoundError(f"no file '{relative}' under '{self.root}'") from error
 
     def read_image(self, relative: str) -> Image.Image:
-        """A decoded picture. InputError naming the file when it is truncated or no picture at all."""
+        """A decoded picture. InputError naming the file when it is truncated, too large or no picture at all."""
         data = self.read(relative)
         try:
-            picture = Image.open(io.BytesIO(data))
+            picture = opened_picture(data)
             picture.load()
         except (OSError, SyntaxError, ValueError) as error:  # Pillow's three ways to say "broken"
             raise InputError(
