@@ -26,8 +26,8 @@ PORTS=(
     --runtime-env-agent-port=8079
     --dashboard-agent-grpc-port=8080
     --dashboard-agent-listen-port=8081
-    --min-worker-port=20000
-    --max-worker-port=20999
+    --min-worker-port=10100
+    --max-worker-port=10999
 )
 # Results are small JSON; pixels never pass through Ray's object store.
 SIZE=(--object-store-memory=300000000)
@@ -38,6 +38,8 @@ read_secrets() {
     [[ -x "$BIN/ray" ]] || fail "no Python environment here; run: make -C $(dirname "$HERE") setup"
     chmod 600 "$ENV_FILE" "$HOME/.ray/auth_token"
     chmod 700 "$(dirname "$ENV_FILE")" "$HOME/.ray"
+    # `ray up` sets it to 1 for whatever it runs. Inherited, it would hold every training to one thread.
+    unset OMP_NUM_THREADS PYTHONWARNINGS
     set -a
     # shellcheck source=/dev/null
     source "$ENV_FILE"

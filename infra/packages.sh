@@ -20,6 +20,23 @@ install_or_ask() {
     say "$why; installing $*"
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq >&2
+    start_nothing
     # Another installation on the machine is waited for.
-    apt-get -o DPkg::Lock::Timeout=120 install -y -qq --no-install-recommends "$@" >&2
+    apt-get -o DPkg::Lock::Timeout=120 install -y -qq --no-install-recommends "$@" >&2 ||
+        fail "apt-get could not install them"
+    start_again
 }
+
+# Debian's packages start what they bring, open to whoever gets there. Ours are started by our own scripts, closed.
+POLICY=/usr/sbin/policy-rc.d
+OWN_POLICY=''
+
+start_nothing() {
+    [[ ! -e "$POLICY" && -w "$(dirname "$POLICY")" ]] || return 0
+    OWN_POLICY=$POLICY
+    trap start_again EXIT
+    printf '#!/bin/sh\nexit 101\n' >"$POLICY"
+    chmod 755 "$POLICY"
+}
+
+start_again() { [[ -z "$OWN_POLICY" ]] || rm -f "$OWN_POLICY"; }

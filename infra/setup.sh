@@ -89,9 +89,20 @@ write_lock() {
 
 # CI installs them and fails without. Anybody else is told what is left out.
 see_to_servers() {
-    infra/object_store.sh install && return
+    infra/services.sh install && (see_to_hosts) && return
     ! may_install || exit 1
-    say "until then, tests on a real object store are skipped"
+    say "until then, tests on real servers and on several hosts are skipped"
+}
+
+# Of tests/cluster: hosts as network namespaces, each with an ssh server of its own, and a browser.
+see_to_hosts() {
+    local program
+    for program in ip ss nft unshare ssh sshd rsync chromium chromedriver; do
+        PATH=$PATH:/usr/sbin:/sbin command -v "$program" >/dev/null && continue
+        install_or_ask "several hosts on this machine need $program" \
+            iproute2 nftables util-linux openssh-client openssh-server rsync chromium chromium-driver
+        return
+    done
 }
 
 case "${1:-}" in
