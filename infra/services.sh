@@ -10,7 +10,7 @@
 #   infra/services.sh check            use each one: put and get, query, log in; exit code 3 if one does not serve
 #   infra/services.sh backup DEST      databases and artifacts to a new folder in DEST (a folder or s3://BUCKET/PREFIX)
 #   infra/services.sh restore FROM     bring such a folder back; --replace: in place of what is there, which is kept
-#   infra/services.sh units            let systemd start, watch and restart it all from now on
+#   infra/services.sh units            let systemd start, watch and restart it all from now on (units remove: no more)
 #   infra/services.sh install          see to the system packages
 #
 # SERVICES            which ones (default: "object_store database tracker monitoring")
@@ -18,6 +18,8 @@
 # SERVICES_HOST       the address of this machine on which S3 and MLflow listen (at first 127.0.0.1)
 # SERVICES_ARTIFACTS  where MLflow's artifacts lie: s3://BUCKET/PREFIX or a folder (at first s3://mshnet/mlflow)
 # SERVICES_TRACKER_PORT, SERVICES_MONITORING_PORT, OBJECT_STORE_PORT   at first 5000, 9090, 7480
+# SERVICES_UNITS      user or system: whose systemd (default: system for root, else user)
+# SERVICES_BACKUPS_KEPT   how many backups stay in one place (default: 7)
 # MSHNET_SECRETS      the file with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, who gets to log in
 #                     (default: ~/.mshnet/cluster.env); the environment's own win over it
 #
@@ -30,7 +32,7 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$HERE/packages.sh"
 
 DIR=$(realpath -m "${SERVICES_DIR:-$HERE/../outputs/services}")
-SECRETS=${MSHNET_SECRETS:-$HOME/.mshnet/cluster.env}
+SECRETS=$(realpath -m "${MSHNET_SECRETS:-$HOME/.mshnet/cluster.env}")
 BIN=$(realpath -m "$HERE/../.venv/bin")
 ALL="object_store database tracker monitoring" # in the order of starting
 PACKAGES=(postgresql prometheus)
@@ -203,12 +205,19 @@ clear_away() {
 # Begin the piece in a session of its own, so that it outlives the shell, and without our lock.
 begin() {
     local name=$1 log=$DIR/log/$1.log
-    if [[ -f "$log" ]] && (($(stat -c %s "$log") > 16 << 20)); then
-        mv "$log" "$log.1"
-    fi
+    trim_log "$name"
     SERVICES_DIR=$DIR setsid "$0" run "$name" </dev/null >>"$log" 2>&1 9>&- &
     wait_until 180 answers_or_ended "$name" $! || explain "$name" "$name does not answer"
     answers "$name" || explain "$name" "$name ended"
+}
+
+# Whoever writes to it has it open, so it is copied away and emptied.
+trim_log() {
+    local log=$DIR/log/$1.log
+    if [[ -f "$log" ]] && (($(stat -c %s "$log") > 16 << 20)); then
+        cp "$log" "$log.1"
+        : >"$log"
+    fi
 }
 
 answers_or_ended() { answers "$1" || ! kill -0 "$2" 2>/dev/null; }
@@ -249,10 +258,11 @@ use_storage() {
 }
 
 run_object_store() {
-    object_store start
-    # Three daemons that look after themselves; this process ends with the first of them, so that systemd sees it.
-    while object_store status >/dev/null; do sleep 5; done
-    fail "the object store does not answer any more"
+    # Three daemons that look after themselves; the one that ended is started again, the others go on.
+    while (read_secrets && object_store start); do
+        while object_store status >/dev/null; do sleep 5; done
+    done
+    fail "the object store does not start"
 }
 
 # --- database ---
@@ -425,10 +435,11 @@ install() {
     fi
 }
 
+# What is to run here.
 in_order() {
     local name
     for name in $ALL; do
-        ! wanted "$name" || echo "$name"
+        ! wanted "$name" || { [[ "$name" == monitoring ]] && missing monitoring; } || echo "$name"
     done
 }
 
@@ -436,21 +447,38 @@ start() {
     [[ -x "$BIN/mlflow" ]] || fail "no Python environment yet; run: make setup"
     claim_folder
     settle
+    start_all
+    ! wanted tracker || say "MLflow on http://$HOST:$TRACKER_PORT"
+}
+
+start_all() {
     local name
+    if wanted monitoring && missing monitoring; then
+        say "monitoring is left out: no Prometheus here (sudo apt-get install -y --no-install-recommends prometheus)"
+    fi
     for name in $(in_order); do
-        if [[ "$name" == monitoring ]] && missing monitoring; then
-            say "monitoring is left out: no Prometheus here (sudo apt-get install -y --no-install-recommends prometheus)"
-            continue
-        fi
-        if [[ "$name" == object_store ]]; then
-            (read_secrets && object_store start)
-        elif ! runs "$name"; then
-            clear_away "$name"
-            begin "$name"
-        fi
-        after "$name"
+        start_one "$name"
     done
-    say "MLflow on http://$HOST:$TRACKER_PORT"
+    [[ -z "$UNITS" ]] || control start mshnet.target
+}
+
+start_one() {
+    if [[ -n "$UNITS" ]]; then
+        control start "mshnet@$1" || explain "$1" "systemd could not start $1"
+    elif [[ "$1" == object_store ]]; then
+        (read_secrets && object_store start)
+    elif ! runs "$1"; then
+        clear_away "$1"
+        begin "$1"
+    fi
+    after "$1"
+}
+
+stop_one() {
+    if [[ -n "$UNITS" ]]; then
+        control stop "mshnet@$1"
+    fi
+    end "$1"
 }
 
 after() {
@@ -459,7 +487,13 @@ after() {
     esac
 }
 
-# run NAME: in the foreground, for `begin` and for systemd.
+# run NAME: in the foreground, for `begin` and for systemd; ready NAME: returns once it answers.
+ready() {
+    read_settings
+    wait_until 240 answers "$1" || fail "$1 does not answer"
+    after "$1"
+}
+
 run() {
     read_settings
     mkdir -p "$DIR"/{log,run}
@@ -487,8 +521,9 @@ stop() {
     take_lock
     read_settings
     local name
+    [[ -z "$UNITS" ]] || control stop mshnet.target
     for name in $(in_order | tac); do
-        end "$name"
+        stop_one "$name"
     done
 }
 
@@ -499,8 +534,6 @@ status() {
         if [[ "$name" == object_store ]]; then
             object_store status | grep -v '^folder' || code=3
             runs object_store || code=3
-        elif [[ "$name" == monitoring ]] && missing monitoring; then
-            printf '%-11s left out: no Prometheus here\n' monitoring
         elif ! runs "$name"; then
             printf '%-11s stopped\n' "$name"
             code=3
@@ -511,7 +544,10 @@ status() {
             printf '%-11s pid %s%s\n' "$name" "$(pid_of "$name")" "$(address_of "$name")"
         fi
     done
-    printf '%-11s %s\n' folder "$DIR"
+    if wanted monitoring && missing monitoring; then
+        printf '%-11s left out: no Prometheus here\n' monitoring
+    fi
+    printf '%-11s %s%s\n' folder "$DIR" "${UNITS:+, kept running by systemd ($UNITS units)}"
     return "$code"
 }
 
@@ -535,7 +571,7 @@ check_one() {
             [[ "$ARTIFACTS" != s3://* ]] ||
                 (use_storage && timeout 120 "$BIN/python" "$HERE/services_check.py" storage "$ARTIFACTS")
             ;;
-        monitoring) missing monitoring || answers monitoring ;;
+        monitoring) answers monitoring ;;
     esac
 }
 
@@ -576,18 +612,118 @@ restore() {
     (($# >= 1)) || fail "say where from: $0 restore FOLDER or s3://BUCKET/PREFIX [--replace]"
     start
     with_backups look "$@"
-    end tracker
+    stop_one tracker
     local code=0
     with_backups restore "$@" || code=$?
-    begin tracker
-    after tracker
+    start_one tracker
     return "$code"
+}
+
+# --- systemd ---
+
+control() {
+    if [[ "$UNITS" == user ]]; then
+        systemctl --user "$@"
+    else
+        systemctl "$@"
+    fi
+}
+
+unit_folder() {
+    if [[ "$UNITS" == user ]]; then
+        echo "${XDG_CONFIG_HOME:-$HOME/.config}/systemd/user"
+    else
+        echo /etc/systemd/system
+    fi
+}
+
+units() {
+    claim_folder
+    settle
+    if [[ "${1:-}" == remove ]]; then
+        remove_units
+        return
+    fi
+    [[ $# == 0 ]] || fail "no such argument '$1' (units, or units remove)"
+    [[ "$DIR$HERE$SECRETS" =~ ^[A-Za-z0-9/._+-]+$ ]] ||
+        fail "in the paths of units only letters, digits and / . _ + - can stand, got '$DIR', '$HERE', '$SECRETS'"
+    local name wanted_by=multi-user.target
+    for name in $(in_order | tac); do
+        stop_one "$name" # systemd starts its own
+    done
+    UNITS=${SERVICES_UNITS:-$(is_root && echo system || echo user)}
+    [[ "$UNITS" == user || "$UNITS" == system ]] || fail "SERVICES_UNITS must be user or system, got '$UNITS'"
+    control show-environment >/dev/null 2>&1 || fail "systemd does not run here for this user; use: $0 start"
+    [[ "$UNITS" == system ]] || wanted_by=default.target
+    write_units "$wanted_by"
+    control daemon-reload
+    control enable --quiet mshnet.target
+    write_settings
+    if [[ "$UNITS" == user ]]; then
+        loginctl enable-linger "$(id -un)" 2>/dev/null ||
+            say "they end when you log out, until somebody runs: sudo loginctl enable-linger $(id -un)"
+    fi
+    start_all
+    say "systemd keeps them running: systemctl ${UNITS/user/--user} status 'mshnet*'"
+}
+
+write_units() {
+    local folder name services=''
+    folder=$(unit_folder)
+    for name in $(in_order); do
+        services+="mshnet@$name.service "
+    done
+    (umask 022 && mkdir -p "$folder")
+    for name in mshnet.target mshnet@.service mshnet-health.service mshnet-health.timer; do
+        (umask 022 && sed -e "s|@SERVICES@ |$services|" -e "s|@WANTED_BY@|$1|" -e "s|@SCRIPT@|$HERE/services.sh|" \
+            -e "s|@DIR@|$DIR|" -e "s|@SECRETS@|$SECRETS|" "$HERE/systemd/$name" >"$folder/$name")
+    done
+    mkdir -p "$folder/mshnet@tracker.service.d"
+    printf '[Unit]\nAfter=mshnet@database.service mshnet@object_store.service\n' \
+        >"$folder/mshnet@tracker.service.d/order.conf"
+}
+
+remove_units() {
+    [[ -n "$UNITS" ]] || return 0
+    local folder name
+    folder=$(unit_folder)
+    control disable --quiet mshnet.target
+    control stop mshnet.target
+    for name in $(in_order | tac); do
+        stop_one "$name"
+    done
+    rm -rf "$folder"/mshnet{.target,@.service,@tracker.service.d,-health.service,-health.timer}
+    control daemon-reload
+    UNITS=''
+    write_settings
+    say "systemd has let go of them; they are stopped"
+}
+
+# heal: what does not serve, asked twice, is restarted. Nothing is done while somebody starts, stops or restores.
+heal() {
+    read_settings
+    exec 9>"$DIR/lock"
+    flock -n 9 || return 0
+    local name found
+    for name in $(in_order); do
+        trim_log "$name"
+        check_one "$name" >/dev/null 2>&1 && continue
+        ! found=$(check_one "$name" 2>&1) || continue
+        say "$(date -u +%FT%TZ) $name does not serve (${found:-no answer}); restarting it"
+        stop_one "$name"
+        (start_one "$name") || say "$name did not come back"
+    done
 }
 
 case "${1:-}" in
     start | stop | status | check | install) "$1" ;;
-    backup | restore) "$@" ;;
-    run) run "$2" ;;
+    backup | restore | units) "$@" ;;
+    run | ready) "$@" ;;
+    end)
+        read_settings
+        end "$2"
+        ;;
+    heal) heal ;;
     restart)
         stop
         start
