@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import uuid
 from collections.abc import Iterator
@@ -16,7 +17,14 @@ if WORKERS:
     # Before torch reads it: the workers, and what they start, share the cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
 
-LONGEST = ("tests/cluster/", "tests/e2e/", "tests/mshnet/test_golden_training.py", "tests/infra/", "tests/mshnet/")
+LONGEST = (
+    "tests/cluster/test_on_premise.py",
+    "tests/cluster/",
+    "tests/e2e/",
+    "tests/infra/",
+    "tests/mshnet/test_golden_training.py",
+    "tests/mshnet/",
+)
 """Where the files are that take minutes, the longest first."""
 
 SHARED = Path(os.environ.get("MSHNET_SHARED", Path(__file__).resolve().parents[2] / "shared"))
@@ -69,11 +77,18 @@ def s3_folder(object_store: server.ObjectStore, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a small fold (`tests/training_process.py`) that nothing happened to: its folder, below that of its data."""
+    """Of a small fold (`tests/training_process.py`) that nothing happened to: its folder, below that of its data.
+
+    Trained once, whichever of pytest's workers comes first.
+    """
     from tests.pipelines.drawn_fold import train_here
     from tests.training_process import UPDATES, small_fold
 
-    root = tmp_path_factory.mktemp("training")
-    reached = train_here(*small_fold(root), root / "undisturbed")
+    folder = tmp_path_factory.getbasetemp()
+    root = (folder.parent if WORKERS else folder) / "training"
+    root.mkdir(exist_ok=True)
+    with (root / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        reached = train_here(*small_fold(root), root / "undisturbed")
     assert reached.step == UPDATES
     return root / "undisturbed"

@@ -31,8 +31,9 @@ def installed() -> bool:
 
 def free_port() -> int:
     """A port below those that the kernel gives to clients, so that it is still free when a killed server comes back."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     while True:
-        port = random.randint(30000, 32000)
+        port = 30000 + 8 * random.randrange(250) + worker % 8  # no two of pytest's workers are given the same
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) != 0:
                 return port

@@ -25,7 +25,7 @@ print(json.dumps({"listening": listening, "cpus": resources["CPU"], "left": len(
 
 STRANGER = """
 import ray, subprocess, sys
-ray.init(num_cpus=1, object_store_memory=80_000_000, include_dashboard=False)
+ray.init("local", num_cpus=1, object_store_memory=80_000_000, include_dashboard=False)
 subprocess.run([sys.executable, "-c", sys.argv[1]], check=True)
 """
 
