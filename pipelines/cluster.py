@@ -19,6 +19,15 @@ from pipelines.progress import WorkersLines
 
 _LOCAL_OBJECT_STORE_BYTES = 256 * 2**20  # results are small JSON; pixels never pass through it
 KNOCK_S = 10
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it prints every line twice
+    "RAY_DEDUP_LOGS": "0",  # it takes the epochs of a fold for repetitions
+}
+"""In the environment of all of a job's processes, where nothing else is set."""
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
@@ -44,13 +53,9 @@ def connected(address: str = "", environment: Mapping[str, str] = NOTHING) -> It
 
     Raises InputError for a cluster that is not there, or does not let this process in.
     """
-    # Before the import: Ray reads them once.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it prints every line twice
-    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # it takes the epochs of a fold for repetitions
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)  # before the import: Ray reads them once
+    settings = {name: os.environ[name] for name in SETTINGS}
     if not sys.stderr.isatty():
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     target = named(address)
@@ -65,7 +70,7 @@ def connected(address: str = "", environment: Mapping[str, str] = NOTHING) -> It
         return
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
     if target:
-        options |= {"address": target, "runtime_env": {"env_vars": _not_submitted(environment)}}
+        options |= {"address": target, "runtime_env": {"env_vars": _not_submitted({**settings, **environment})}}
     else:
         options |= {
             "address": "local",  # or it would join whatever cluster somebody has on this machine

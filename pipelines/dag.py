@@ -172,7 +172,7 @@ def execute(targets: Sequence[Stage]) -> dict[str, Result]:
     failures: dict[str, BaseException] = {}
     images = sum(stage.images for stage in waiting.values())
     with (
-        progress.bar(total=len(waiting), desc="stages", unit="stage") as bar,
+        progress.bar(total=len(waiting), desc="stages", unit="stage", mininterval=0) as bar,
         progress.bar(total=images, desc="images", unit="image", disable=not images) as image_bar,
     ):
         size_bytes = 0
@@ -193,8 +193,8 @@ def execute(targets: Sequence[Stage]) -> dict[str, Result]:
                     size_bytes += int(result["size_bytes"])
                     image_bar.set_postfix_str(f"{size_bytes / 1e6:.0f} MB written", refresh=False)
                     image_bar.update(stage.images)
+            bar.set_postfix_str(stage.name, refresh=False)
             bar.update()
-            bar.set_postfix_str(stage.name)
     if failures:
         _raise(failures)
     return {stage.name: ray.get(refs[stage.name]) for stage in targets}

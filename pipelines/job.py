@@ -162,7 +162,7 @@ def _tracked(config: CrossValidationConfig, runs: Runs, execute: Callable[[], di
             failed = any(stage.endswith(f"fold {fold}") for stage in error.stages)
             statuses[run_id] = "FAILED" if failed else "FINISHED"
         raise
-    except (KeyboardInterrupt, stopping.Stopped):
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM
         statuses = dict.fromkeys(statuses, "KILLED")
         raise
     finally:

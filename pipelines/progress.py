@@ -18,7 +18,7 @@ class Lines(tqdm):  # type: ignore[misc]  # tqdm has no types
     """A bar that is written as a line each time that it is shown."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options | {"bar_format": FORMAT, "mininterval": LINE_S, "miniters": 1})
+        super().__init__(*arguments, **{"mininterval": LINE_S, **options, "bar_format": FORMAT, "miniters": 1})
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         """Not before anything was done."""

@@ -16,12 +16,15 @@ ENDING_S = 30.0
 
 
 class Stopped(SystemExit):
-    """Raised in the main thread where it stands."""
+    """What a block ended with."""
 
 
 @contextmanager
 def orderly() -> Iterator[None]:
-    """SIGTERM raises `Stopped` for the time of a block; what was in place before is there again afterwards."""
+    """SIGTERM raises SystemExit in a block, and the block then `Stopped`; afterwards what was in place before is again.
+
+    Inside it can be any SystemExit: Ray makes one of its own of what is raised while it waits.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -32,10 +35,14 @@ def orderly() -> Iterator[None]:
         if asked and time.monotonic() - asked < ENDING_S:
             return
         asked = time.monotonic()
-        raise Stopped(EXIT_CODE)
+        raise SystemExit(EXIT_CODE)
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
+    except SystemExit:
+        if asked:
+            raise Stopped(EXIT_CODE) from None
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)

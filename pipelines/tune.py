@@ -29,7 +29,6 @@ from pipelines.graph import Graph, build
 from pipelines.job import joined, report, resolved, weights_id
 from pipelines.journal import Journal
 from pipelines.search import SearchConfig
-from pipelines.stopping import Stopped
 from pipelines.turns import turn
 
 if TYPE_CHECKING:
@@ -135,7 +134,7 @@ def _searched(
         result = _result(journal, runs, out)
         status = "FINISHED"
         return result
-    except (KeyboardInterrupt, Stopped):
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM
         status = "KILLED"
         raise
     finally:
