@@ -104,6 +104,16 @@ def found() -> Capacity:
     return of_bootstrap(now, yaml.safe_load(file.read_text(encoding="utf-8")))
 
 
+def trainings_waiting() -> int:
+    """How many of this job's have asked for workers that there is no room for."""
+    import ray
+
+    # What Ray Train reserves for a fold's workers; the id of a group ends with that of its job.
+    job = ray.get_runtime_context().get_job_id()
+    groups = ray.util.placement_group_table().items()
+    return sum(group["state"] == "PENDING" and name.endswith(job) for name, group in groups)
+
+
 def of_bootstrap(now: tuple[Resources, ...], config: Mapping[str, Any]) -> Capacity:
     """From what `ray up` put on the head."""
     kinds: Mapping[str, Any] = config.get("available_node_types") or {}

@@ -15,10 +15,12 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from mshnet.errors import InputError
-from pipelines import environment, progress, storage, turns
+from pipelines import capacity, environment, progress, storage, turns
 
 LOG = logging.getLogger(__name__)
 Result = Mapping[str, Any]
+LOOK_S = 30.0
+"""How long nothing may happen before it is looked into."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,9 +177,13 @@ def execute(targets: Sequence[Stage]) -> dict[str, Result]:
         progress.bar(total=len(waiting), desc="stages", unit="stage", mininterval=0) as bar,
         progress.bar(total=images, desc="images", unit="image", disable=not images) as image_bar,
     ):
-        size_bytes = 0
+        size_bytes = queued = 0
         while waiting:
-            (ready,), _ = ray.wait(list(waiting), num_returns=1)
+            ended, _ = ray.wait(list(waiting), num_returns=1, timeout=LOOK_S)
+            if not ended:
+                queued = _say_queued(queued)
+                continue
+            ready = ended[0]
             stage = waiting.pop(ready)
             try:
                 result, (note, kept) = ray.get([ready, notes[stage.name]])
@@ -198,6 +204,14 @@ def execute(targets: Sequence[Stage]) -> dict[str, Result]:
     if failures:
         _raise(failures)
     return {stage.name: ray.get(refs[stage.name]) for stage in targets}
+
+
+def _say_queued(before: int) -> int:
+    """Whether trainings wait for room, where that has changed."""
+    queued = capacity.trainings_waiting()
+    if queued and queued != before:
+        LOG.info("%d training(s) wait for room: the cluster has %s, in use or too small", queued, capacity.found())
+    return queued
 
 
 def each(run: Callable[..., Any], calls: Sequence[tuple[Any, ...]], name: str) -> list[Any]:

@@ -29,22 +29,21 @@ class Demands:
     lock: str
     """Of the driver; empty: any packages and code will do."""
     code: str
+    trains: bool
+    """Whether the tracker is going to be told anything."""
     marks: tuple[tuple[str, str, str], ...]
     """Places that all nodes must share: the URI of a file that the driver has just put there, what the place is in
     words, and what to do for a node that has another one."""
 
 
 def check(config: CrossValidationConfig, trains: bool) -> None:
-    """One small task on each node that is alive. Raises InputError that names all nodes' problems.
-
-    `trains`: whether the tracker is going to be told anything.
-    """
+    """One small task on each node that is alive. Raises InputError that names all nodes' problems."""
     import ray
 
     locked = "" if config.compute.any_versions else environment.lock()
     alive = {node["NodeID"]: str(node["NodeManagerAddress"]) for node in ray.nodes() if node["Alive"]}
     with _marked(config, trains) as marks:
-        demands = Demands(config=config, lock=locked, code=environment.identity(locked), marks=marks)
+        demands = Demands(config=config, lock=locked, code=environment.identity(locked), trains=trains, marks=marks)
         problems = _asked(demands, alive)
     if problems:
         concerned = {address for addresses in problems.values() for address in addresses}
@@ -67,7 +66,8 @@ def look(demands: Demands) -> list[str]:
             problems.append(f"expected {place} that all nodes reach, found another one or none here; {advice}")
     if not problems:
         problems += _caught(storage.check_writable, config.store)
-        problems += _caught(tracking_server.check, config.tracking_uri)
+        if demands.trains:
+            problems += _caught(tracking_server.check, config.tracking_uri)
     return problems + _caught(_check_sources, config)
 
 

@@ -57,7 +57,7 @@ def test_a_process_without_the_variable_is_not_asked(monkeypatch: pytest.MonkeyP
 
 def test_a_process_with_other_code_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(environment.VARIABLE, "0" * 12)
-    with pytest.raises(InputError, match="^node .*: expected the code, the lock and the Python of the job's driver"):
+    with pytest.raises(InputError, match=r"^node .*: expected the code, the lock and the Python of the job's driver"):
         environment.check()
 
 

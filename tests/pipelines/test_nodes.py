@@ -35,7 +35,7 @@ def config(tmp_path: Path) -> CrossValidationConfig:
 
 
 def demands(config: CrossValidationConfig, **changes: Any) -> Demands:
-    given: dict[str, Any] = {"config": config, "lock": "", "code": "", "marks": ()}
+    given: dict[str, Any] = {"config": config, "lock": "", "code": "", "trains": True, "marks": ()}
     return Demands(**given | changes)
 
 

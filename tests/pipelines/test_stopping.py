@@ -63,6 +63,5 @@ def test_a_command_that_is_told_to_stop_ends_in_order() -> None:
 def test_the_handler_of_before_is_there_again() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(stopping.Stopped), stopping.orderly():
-        os.kill(os.getpid(), signal.SIGTERM)
-        signal.pause()
+        signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
