@@ -64,6 +64,7 @@ PYTHON
 export_environment() {
     export PATH="$BIN:$PATH"
     export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
+    export RAY_JOB_STOP_WAIT_TIME_S=30 # so long has a stopped job to end in order; Ray's 3 s are few for a busy tracker
     export MLFLOW_TRACKING_URI="http://$HEAD:5000" MLFLOW_DISABLE_TELEMETRY=true
     # Ceph, MinIO and others answer 411 to the newer SDKs' way of checksums.
     export AWS_REQUEST_CHECKSUM_CALCULATION=when_required AWS_RESPONSE_CHECKSUM_VALIDATION=when_required
