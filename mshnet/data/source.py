@@ -7,7 +7,7 @@ import io
 import json
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,7 +99,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 """Of pictures. Pillow knows some forty more, of which one (EPS) starts another program."""
 
 
-def opened_picture(data: bytes, formats: Sequence[str] = FORMATS) -> Image.Image:
+def opened_picture(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """A picture whose header alone was read. Raises OSError, SyntaxError or ValueError where it cannot be used."""
     try:
         with warnings.catch_warnings():

@@ -17,6 +17,7 @@ from mshnet import ModelConfig, MSHNet, checkpoint
 from mshnet.data.transforms import normalise
 from pipelines.served_model import FewShotSegmenter, encode, input_example
 from pipelines.tracking import Tracker
+from tests.mshnet.data.test_hostile_data import bomb
 
 SIDE = 65
 
@@ -171,6 +172,9 @@ GOOD_MASK = encode(np.ones((70, 50), dtype=np.uint8))
         (changed(query="%%%"), "row 0, query: expected base64 text"),
         (changed(query=None), "row 0, query: expected base64 text"),
         (changed(query=base64.b64encode(b"GIF89a").decode()), "row 0, query: expected a whole PNG or JPEG"),
+        (changed(query=base64.b64encode(bomb(20_000, 20_000)).decode()), "row 0, query: expected a whole .* pixels"),
+        (changed(query=base64.b64encode(b"%!PS-Adobe-3.0 EPSF-3.0").decode()), "row 0, query: expected a whole PNG"),
+        (changed(query="é"), "row 0, query: expected base64 text"),
         (changed(query=encode(noise(40, 40, 0))[:2000]), "row 0, query: expected a whole PNG or JPEG"),
         (changed(supports="not json"), r"row 0, supports: expected a JSON list"),
         (changed(supports="[]", masks="[]"), r"row 0, supports: expected a JSON list of one or more"),
