@@ -19,6 +19,7 @@ from pipelines.progress import WorkersLines
 
 _LOCAL_OBJECT_STORE_BYTES = 256 * 2**20  # results are small JSON; pixels never pass through it
 KNOCK_S = 10
+_TOKEN = "Set RAY_AUTH_MODE=token, and have the cluster's token in ~/.ray/auth_token (or RAY_AUTH_TOKEN_PATH)"
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -98,16 +99,15 @@ def _join(target: str, options: Mapping[str, Any]) -> None:
         ray.init(**options)
     except ray.exceptions.AuthenticationError as error:
         raise InputError(
-            f"expected to be let into the Ray cluster at {target!r}, found: {_first_sentence(error)}. Set "
-            "RAY_AUTH_MODE=token, and have the cluster's token in ~/.ray/auth_token (or RAY_AUTH_TOKEN_PATH)"
+            f"expected to be let into the Ray cluster at {target!r}, found: {_first_sentence(error)}. {_TOKEN}"
         ) from None
-    except (OSError, RuntimeError, ValueError) as error:  # of the first are no connection, no such host, too late
+    except (OSError, RuntimeError, ValueError) as error:
         if not target:
             raise
-        raise InputError(
-            f"expected a Ray cluster at {target!r}, found: {_first_sentence(error)}. Correct --ray-address or "
-            "RAY_ADDRESS, or leave both out for a local one"
-        ) from None
+        advice = "Correct --ray-address or RAY_ADDRESS, or leave both out for a local one"
+        if type(error) is ConnectionError:  # Ray's own, of a place that answers
+            advice = f"Is it Ray's own port (6379)? Then the token is missing here, or another one. {_TOKEN}"
+        raise InputError(f"expected a Ray cluster at {target!r}, found: {_first_sentence(error)}. {advice}") from None
 
 
 def _knock(target: str) -> None:
