@@ -92,7 +92,7 @@ settle() {
     done
     [[ "$ARTIFACTS" =~ ^(s3://[^/]+/.|/.) ]] ||
         fail "SERVICES_ARTIFACTS must be s3://BUCKET/PREFIX or a folder's whole path, got '$ARTIFACTS'"
-    wanted object_store || [[ "$ARTIFACTS" != s3://mshnet/mlflow ]] ||
+    wanted object_store || ! wanted tracker || [[ "$ARTIFACTS" != s3://mshnet/mlflow ]] ||
         fail "SERVICES leaves the object store out; say where MLflow's artifacts lie: SERVICES_ARTIFACTS=s3://..."
     if [[ "$before" != "$HOST $TRACKER_PORT $MONITORING_PORT $ARTIFACTS" ]]; then
         for name in tracker monitoring; do
@@ -195,7 +195,7 @@ clear_away() {
     for pid in $(members_of "$1"); do
         kill -TERM "$pid" 2>/dev/null || true
     done
-    wait_until 20 none_left "$1" && return
+    wait_until 10 none_left "$1" && return
     for pid in $(members_of "$1"); do
         kill -KILL "$pid" 2>/dev/null || true
     done
@@ -511,7 +511,8 @@ end() {
         pid=$(pid_of "$name")
         # PostgreSQL: end the sessions and write everything down; the others: end what is in flight.
         kill "-$([[ "$name" == database ]] && echo INT || echo TERM)" "$pid"
-        wait_until 60 none_left "$name" || say "$name (pid $pid) is slow to end"
+        wait_until "$([[ "$name" == database ]] && echo 60 || echo 15)" none_left "$name" ||
+            say "$name (pid $pid) is slow to end"
     fi
     clear_away "$name"
 }
