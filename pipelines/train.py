@@ -131,9 +131,10 @@ def _run(
 ) -> Exception | None:
     """Workers until all end well; or what ended them, once they have failed more than `max_failures` times."""
     from ray.train import FailureConfig, LoggingConfig, RunConfig, TrainingFailedError
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
     from pipelines.failures import NOT_AGAIN, EndAtOnce
+    from pipelines.rendezvous import OneAddressTorchConfig
     from pipelines.worker import train_loop
 
     compute = config.compute
@@ -141,7 +142,7 @@ def _run(
     trainer = TorchTrainer(
         train_loop,
         train_loop_config=job(config, drawn, folder, run_id),
-        torch_config=TorchConfig(backend="nccl" if compute.use_gpu else "gloo"),
+        torch_config=OneAddressTorchConfig(backend="nccl" if compute.use_gpu else "gloo"),
         scaling_config=_scaling(compute),
         run_config=RunConfig(
             # A new name each time: Ray Train finds nothing of a run before, and needs nothing of it.

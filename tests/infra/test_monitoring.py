@@ -100,6 +100,7 @@ def watched() -> Iterator[Watched]:
             "RAY_AUTH_TOKEN_PATH": str(root / "token"),
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # loopback
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_raylet_start_wait_time_s": "300",  # on a busy machine
             "RAY_metrics_report_interval_ms": "3000",  # it forgets gauges after twice as long
             "OMP_NUM_THREADS": "1",
         }
@@ -194,6 +195,8 @@ def test_a_fold_is_seen_to_train_to_stand_still_and_to_end(watched: Watched, fol
     assert services == {"up": "1", "wrong": "0", "down": "0"}
 
     trains = worker(watched)
+    listening = [c.laddr.ip for c in trains.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+    assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
     trains.suspend()
     try:
         watched.wait("the alert", stalled)
