@@ -70,7 +70,7 @@ class ObjectStore:
 
     @property
     def _variables(self) -> dict[str, str]:
-        clean = {key: value for key, value in os.environ.items() if not key.startswith("OBJECT_STORE_")}
+        clean = {key: value for key, value in os.environ.items() if not key.startswith(("OBJECT_STORE_", "AWS_"))}
         mine = {"DIR": str(self.folder), "PORT": str(self.port), "GIB": "4"}
         return clean | {f"OBJECT_STORE_{key}": value for key, value in mine.items()}
 

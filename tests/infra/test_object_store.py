@@ -244,6 +244,7 @@ def test_the_server_of_tests_that_were_killed_ends_too(tmp_path: Path) -> None:
     ("variables", "message"),
     [
         ({"OBJECT_STORE_PORT": "http"}, "OBJECT_STORE_PORT must be a port number, got 'http'"),
+        ({"OBJECT_STORE_HOST": "0.0.0.0"}, "OBJECT_STORE_HOST must be one IPv4 address of this machine"),
         ({"OBJECT_STORE_GIB": "0"}, "OBJECT_STORE_GIB must be a whole number from 1, got '0'"),
         ({"OBJECT_STORE_GIB": "9000000"}, "has only"),
     ],
