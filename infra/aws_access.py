@@ -36,8 +36,7 @@ class Account:
     """One account in one region, and the only door through which it is changed."""
 
     def __init__(self, wanted: Wanted, *, dry_run: bool) -> None:
-        session = boto3.Session(region_name=wanted.region)
-        self.clients = {name: session.client(name) for name in ("ec2", "iam", "s3", "sts")}
+        self.clients = {name: boto3.client(name, region_name=wanted.region) for name in ("ec2", "iam", "s3", "sts")}
         caller = self.clients["sts"].get_caller_identity()
         self.names = Names(partition=caller["Arn"].split(":")[1], region=wanted.region, account=caller["Account"])
         self.wanted, self.dry_run = wanted, dry_run
@@ -312,6 +311,12 @@ def make(account: Account) -> None:
     see_to_spot(account)
 
 
+def look_for_secrets(wanted: Wanted) -> None:
+    """`ray up` would notice only after it had started the head."""
+    if missing := [name for name in wanted.secrets if not Path(name).expanduser().is_file()]:
+        say(f"(not on this machine: {', '.join(missing)}; run infra/secrets.sh before `ray up`)")
+
+
 def delete(account: Account) -> None:
     """Everything but the bucket; while an instance runs, nothing."""
     delete_instances(account)
@@ -382,6 +387,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(json.dumps(operator_policy(wanted, account.names), indent=2))
             return 0
         (delete if given.delete else make)(account)
+        if not given.delete:
+            look_for_secrets(wanted)
         say("nothing was changed" if given.dry_run else "done")
     except (AccessError, ClientError, BotoCoreError) as error:
         say(explain(error))

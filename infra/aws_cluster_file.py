@@ -32,6 +32,8 @@ class Wanted:
     """Systems Manager's parameters by which the file names its images."""
     subnets: tuple[str, ...]
     spot: bool
+    secrets: tuple[str, ...]
+    """Files of the operator's home folder that go to the nodes."""
 
     @property
     def roles(self) -> tuple[str, str]:
@@ -63,6 +65,7 @@ def read(path: Path) -> Wanted:
             worker_profile=profiles[0],
             images=tuple(sorted({name for node in nodes.values() if (name := _parameter(node["ImageId"]))})),
             subnets=tuple(sorted({subnet for node in nodes.values() for subnet in node.get("SubnetIds", [])})),
+            secrets=tuple(sorted(name for name in config.get("file_mounts", {}).values() if name.startswith("~/"))),
             spot=any(node.get("InstanceMarketOptions", {}).get("MarketType") == "spot" for node in workers),
         )
     except (KeyError, IndexError, TypeError, AttributeError) as error:
