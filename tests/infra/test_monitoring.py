@@ -27,8 +27,20 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 MONITORING = REPOSITORY / "infra" / "monitoring"
 DISCOVERY = "/tmp/ray/prom_metrics_service_discovery.json"
 STALLED_S = 15
-EPOCHS = 12
+EPOCHS = 6
 """Of 8 updates each."""
+JOB = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from pipelines import train
+from pipelines.cluster import connected
+from tests.training_process import small_fold
+config, drawn = small_fold(Path(sys.argv[1]), epochs=int(sys.argv[2]))
+config = replace(config, compute=replace(config.compute, log_every_steps=2, checkpoint_every_steps=0))
+with connected():
+    train.fit(config, drawn, sys.argv[1] + "/fold", "")
+"""
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("promtool")),
@@ -160,7 +172,7 @@ def end(process: subprocess.Popen[Any]) -> None:
 def fold(watched: Watched, tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
     """A job that trains a small fold on the cluster."""
     root = tmp_path_factory.mktemp("fold")
-    line = [sys.executable, "-m", "tests.training_process", str(root), str(root / "fold"), "1", "0", str(EPOCHS)]
+    line = [sys.executable, "-c", JOB, str(root), str(EPOCHS)]
     process = subprocess.Popen(
         line, cwd=REPOSITORY, env=watched.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
