@@ -259,7 +259,7 @@ def test_the_user_is_no_administrator(services: Services) -> None:
     assert services.ask("/api/2.0/mlflow/users/create", USER, PASSWORD, another)[0] == 403
     status, body = services.ask("/api/2.0/mlflow/users/current", USER, PASSWORD)
     assert status == 200
-    assert json.loads(body)["is_admin"] is False
+    assert json.loads(body)["user"]["is_admin"] is False
 
 
 def test_secrets_are_the_owners_alone(services: Services) -> None:
