@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -89,6 +90,12 @@ def test_ctrl_c_ends_with_one_line(capsys: pytest.CaptureFixture[str], monkeypat
 
     monkeypatch.setattr(tune, "run", interrupted)
     assert tune.main([]) == 130
+    assert capsys.readouterr().err == "tune.py: stopped; the same command goes on\n"
+
+
+def test_sigterm_ends_with_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "run", lambda _: signal.raise_signal(signal.SIGTERM))
+    assert tune.main([]) == 143
     assert capsys.readouterr().err == "tune.py: stopped; the same command goes on\n"
 
 
