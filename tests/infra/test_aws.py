@@ -141,6 +141,7 @@ def aws(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
         "AWS_ACCESS_KEY_ID": OPERATORS_KEY, "AWS_SECRET_ACCESS_KEY": "none",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # where `ray down` keeps what it found out
     monkeypatch.chdir(REPOSITORY)
     account = Aws(server, tmp_path, edited(tmp_path))
     account.enforce(False)
