@@ -340,10 +340,11 @@ run_database() {
 make_databases() {
     local name
     for name in "${DATABASES[@]}"; do
-        [[ -n "$(query postgres "select 1 from pg_database where datname = '$name'")" ]] ||
-            query postgres "create database $name"
+        exists "$name" || query postgres "create database $name" 2>/dev/null || exists "$name"
     done
 }
+
+exists() { [[ -n "$(query postgres "select 1 from pg_database where datname = '$1'")" ]]; }
 
 # --- tracker ---
 
@@ -483,6 +484,7 @@ stop_one() {
 
 after() {
     case "$1" in
+        database) make_databases ;;
         tracker) make_users ;;
     esac
 }
