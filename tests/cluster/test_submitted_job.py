@@ -23,10 +23,10 @@ from pipelines.checkpoints import CHECKPOINTS
 from pipelines.sources import git_tree
 from tests.object_store import free_port
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 REPOSITORY = Path(__file__).resolve().parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
-DEADLINE_S = 300.0
+DEADLINE_S = 600.0
 JOB = (
     "--image-size-px 33 --min-object-px 50 --backbone resnet18 --backbone-weights random --folds 0 --epochs 3 "
     "--episodes-per-epoch 64 --checkpoint-every-steps 4 --selection last --protocol balanced "
