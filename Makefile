@@ -6,8 +6,8 @@ READY := .venv/.installed
 CACHES := .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
 PORT ?= 5000
 ARGS ?=
-# Files that are tested at once. Most of a cluster's time is waiting, so one more than CI has cores.
-JOBS ?= 3
+# Files that are tested at once: as many as CI has cores.
+JOBS ?= 2
 
 .PHONY: help setup cross-validate tune test check format ui object-store lock clean clean-venv clean-outputs
 
@@ -26,7 +26,7 @@ cross-validate: $(READY) ## Cross-validate, on generated data unless ARGS say ot
 tune: $(READY) ## Search for training values, on generated data unless ARGS say otherwise; writes a recipe
 	$(BIN)/python pipelines/tune.py $(ARGS)
 
-test: check ## The static checks, then the tests, JOBS=3 files at once (ARGS go to pytest; JOBS=0: one by one, for pdb)
+test: check ## The static checks, then the tests, JOBS=2 files at once (ARGS go to pytest; JOBS=0: one by one, for pdb)
 	@infra/setup.sh servers
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
