@@ -34,6 +34,7 @@ check: $(READY) ## Lint, format, types and import directions only
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy --strict
+	$(BIN)/mypy --strict infra/*.py
 	$(BIN)/lint-imports
 
 format: $(READY) ## Format the code and mend what the linter can

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 
 UNFINISHED_UPLOAD_DAYS = 7
 PROFILE = "[{name}]\naws_access_key_id = {access_key}\naws_secret_access_key = {secret_key}\n"
@@ -44,5 +45,6 @@ def make_bucket(bucket: str) -> None:
 
 
 if __name__ == "__main__":
+    verbs: dict[str, Callable[..., None]] = {"keys": put_keys, "bucket": make_bucket}
     verb, *names = sys.argv[1:]
-    {"keys": put_keys, "bucket": make_bucket}[verb](*names)
+    verbs[verb](*names)

@@ -99,7 +99,7 @@ def found() -> Capacity:
     # Another cluster's file may lie here, where this machine is not the head.
     if head != [ray.util.get_node_ip_address()] or not file.exists():
         return Capacity(now=now)
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     return of_bootstrap(now, yaml.safe_load(file.read_text(encoding="utf-8")))
 
