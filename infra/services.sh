@@ -613,12 +613,16 @@ backup() {
 
 restore() {
     (($# >= 1)) || fail "say where from: $0 restore FOLDER or s3://BUCKET/PREFIX [--replace]"
-    start
+    claim_folder
+    settle
+    local name code=0
+    for name in $(in_order); do
+        [[ "$name" == tracker ]] || start_one "$name"
+    done
     with_backups look "$@"
     stop_one tracker
-    local code=0
     with_backups restore "$@" || code=$?
-    start_one tracker
+    start_all
     return "$code"
 }
 
