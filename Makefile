@@ -28,7 +28,12 @@ tune: $(READY) ## Search for training values, on generated data unless ARGS say 
 
 test: check ## The static checks, then the tests, JOBS=2 files at once (ARGS go to pytest; JOBS=0: one by one, for pdb)
 	@infra/setup.sh servers
+ifeq ($(strip $(ARGS)),)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not alone"
+	$(BIN)/python -m pytest -m alone
+else
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+endif
 
 check: $(READY) ## Lint, format, types and import directions only
 	$(BIN)/ruff check

@@ -18,7 +18,6 @@ if WORKERS:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
 
 LONGEST = (
-    "tests/cluster/test_on_premise.py",
     "tests/cluster/",
     "tests/e2e/",
     "tests/infra/",

@@ -28,19 +28,19 @@ from tests.secrets_left import assert_no_secret
 
 STORE, SOURCE = "s3://mshnet/store", "s3://mshnet/source"
 FOLDS = (0, 1)
-EPOCHS, EPISODES, GLOBAL_BATCH = 3, 32, 8
+EPOCHS, EPISODES, GLOBAL_BATCH = 3, 16, 4
 UPDATES = EPOCHS * EPISODES // GLOBAL_BATCH
 FLAGS = shlex.split(
     f"--dataset pascal --source {SOURCE} --store {STORE} --workers 2 --cpus-per-worker 2 --checkpoint-every-steps 1 "
     f"--image-size-px 65 --min-object-px 100 --backbone resnet18 --backbone-weights random --epochs {EPOCHS} "
-    f"--episodes-per-epoch {EPISODES} --learning-rate 0.02 --validation-episodes 8 --held-out-classes 2 "
-    "--protocol balanced --evaluation-episodes 12 --threshold-episodes 8 --panels-each 1 "
-    "--images-per-shard 60 --feature-cache-gib 1"
+    f"--episodes-per-epoch {EPISODES} --global-batch {GLOBAL_BATCH} --learning-rate 0.02 "
+    "--validation-episodes 4 --held-out-classes 2 --protocol balanced --evaluation-episodes 8 --threshold-episodes 4 "
+    "--panels-each 1 --images-per-shard 60 --feature-cache-gib 1"
 )
 UP_S, RUN_S, DISTURBED_S = 300.0, 900.0, 1200.0
 CUT_S = 60.0
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.timeout(1500)]
 
 
 class Cluster:
