@@ -203,6 +203,8 @@ def test_the_tracker_is_browsed_through_a_tunnel(cluster: Cluster, tmp_path: Pat
         pytest.skip(missing)
     if not cluster.result:
         pytest.skip("the undisturbed run failed: there is nothing to see")
+    from selenium.webdriver.common.by import By
+
     secrets = cluster.operator.secrets
     with (
         cluster.operator.tunnel(f"{cluster.hosts.address(HEAD)}:5000") as port,
@@ -215,7 +217,9 @@ def test_the_tracker_is_browsed_through_a_tunnel(cluster: Cluster, tmp_path: Pat
         browsing.picture(driver, "mlflow")
         run_id = cluster.result["folds"][0]["run_id"]
         driver.get(f"http://localhost:{port}/#/experiments/1/runs/{run_id}/model-metrics")
-        browsing.wait_for_text(driver, "fold 0", "train/loss")
+        browsing.wait_for_text(driver, "fold 0", "baseline_foreground")
+        driver.find_element(By.CSS_SELECTOR, "input[placeholder*='metric charts']").send_keys("train/")
+        browsing.wait_for_text(driver, "fold 0", "learning_rate", "outer_loss")
         browsing.picture(driver, "mlflow-fold")
 
 
