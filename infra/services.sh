@@ -430,7 +430,8 @@ missing() {
 
 install() {
     read_settings
-    "$HERE/object_store.sh" install
+    WHICH=${SERVICES:-$WHICH}
+    ! wanted object_store || "$HERE/object_store.sh" install
     if missing database || missing monitoring; then
         install_or_ask "the services need PostgreSQL and Prometheus" "${PACKAGES[@]}"
     fi
