@@ -28,7 +28,7 @@ from tests.secrets_left import assert_no_secret
 
 STORE, SOURCE = "s3://mshnet/store", "s3://mshnet/source"
 FOLDS = (0, 1)
-EPOCHS, EPISODES, GLOBAL_BATCH = 3, 16, 4
+EPOCHS, EPISODES, GLOBAL_BATCH = 3, 8, 4
 UPDATES = EPOCHS * EPISODES // GLOBAL_BATCH
 FLAGS = shlex.split(
     f"--dataset pascal --source {SOURCE} --store {STORE} --workers 2 --cpus-per-worker 2 --checkpoint-every-steps 1 "
