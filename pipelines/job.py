@@ -68,8 +68,7 @@ def run_parsed(arguments: JobArguments, prog: str, wanted: Wanted, show: Callabl
 def report(results: Callable[[], Any], prog: str) -> int:
     """Print what a command found as one JSON line, or what went wrong in words; gives the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
-    for library in ("botocore", "aiobotocore"):  # where they found the credentials, again and again
-        logging.getLogger(library).setLevel(logging.WARNING)
+    storage.silence()
     try:
         with stopping.orderly():
             found = results()

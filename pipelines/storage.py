@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import posixpath
 import re
@@ -15,6 +16,12 @@ from mshnet.data.files import create_atomically, write_atomically
 from mshnet.data.files import remove_orphans as remove_orphans
 from mshnet.data.filesystem import filesystem, is_local, is_s3, refuse_secrets
 from mshnet.errors import InputError
+
+
+def silence() -> None:
+    """In this process: S3's libraries tell again and again where they found the credentials, and what they fetch."""
+    for library in ("aiobotocore", "botocore", "fsspec"):
+        logging.getLogger(library).setLevel(logging.WARNING)
 
 
 def absolute(uri: str) -> str:

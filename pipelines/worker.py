@@ -58,6 +58,7 @@ def train_loop(job: Mapping[str, Any]) -> None:
     config = CrossValidationConfig.from_json(job["config"])
     drawn = DrawnTraining.from_json(job["drawn"])
     _silence_reports()
+    storage.silence()
     try:
         environment.check()
         with ExitStack() as ending:
