@@ -252,7 +252,7 @@ class Hosts:
         for here, there in ((name, other), (other, name)):
             rules = (
                 f"table ip cut_{there.replace('-', '_')} {{ chain arriving {{ type filter hook input priority 0; "
-                f"ip saddr {self.address(there)} drop; }} }}"
+                f"ip saddr {self.address(there)} drop; }}; }}"
             )
             _run(["ip", "netns", "exec", self._namespace(here), "nft", rules])
 
