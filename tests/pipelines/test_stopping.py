@@ -24,8 +24,8 @@ def results():
     with connected():
         import ray
         reference = ray.remote(forever).remote()
-        print("begun", flush=True)
         try:
+            print("begun", flush=True)
             ray.get(reference)
         finally:
             print("ending", flush=True)
