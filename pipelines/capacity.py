@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,28 @@ def trainings_waiting() -> int:
     job = ray.get_runtime_context().get_job_id()
     groups = ray.util.placement_group_table().items()
     return sum(group["state"] == "PENDING" and name.endswith(job) for name, group in groups)
+
+
+def ask_nodes(before: Sequence[Any]) -> list[Any]:
+    """Have each node with CPUs run an empty task, unless those of `before` still wait for their turn; gives the tasks.
+
+    Where a connection was cut while workers were being placed, Ray's control service (2.60) goes on taking a node for
+    full that is not. It learns better when something changes there.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    waiting = ray.wait(list(before), num_returns=len(before), timeout=0)[1] if before else []
+    if waiting:
+        return list(waiting)
+    task = ray.remote(num_cpus=1, max_retries=0)(_nothing)
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+    strategies = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+    return [task.options(name="say what is free", scheduling_strategy=strategy).remote() for strategy in strategies]
+
+
+def _nothing() -> None:
+    pass
 
 
 def of_bootstrap(now: tuple[Resources, ...], config: Mapping[str, Any]) -> Capacity:

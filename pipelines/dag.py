@@ -178,10 +178,12 @@ def execute(targets: Sequence[Stage]) -> dict[str, Result]:
         progress.bar(total=images, desc="images", unit="image", disable=not images) as image_bar,
     ):
         size_bytes = queued = 0
+        asked: list[Any] = []
         while waiting:
             ended, _ = ray.wait(list(waiting), num_returns=1, timeout=LOOK_S)
             if not ended:
                 queued = _say_queued(queued)
+                asked = capacity.ask_nodes(asked) if queued else []
                 continue
             ready = ended[0]
             stage = waiting.pop(ready)

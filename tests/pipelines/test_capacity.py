@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from mshnet.errors import InputError
-from pipelines.capacity import Capacity, of_bootstrap, room, wait_or_refuse
+from pipelines.capacity import Capacity, ask_nodes, of_bootstrap, room, wait_or_refuse
 from pipelines.config import ComputeConfig
 
 HEAD = {"CPU": 0.0, "memory": 1e9}
@@ -77,3 +77,27 @@ def test_rays_own_preparation_of_our_file_is_understood(tmp_path: Path) -> None:
     capacity = of_bootstrap((HEAD,), prepare_config(config))
     assert capacity.grows
     assert room(ComputeConfig(workers=2), capacity) >= 1
+
+
+@pytest.mark.cluster
+def test_nodes_are_asked_again_only_once_they_have_answered() -> None:
+    import ray
+
+    from pipelines.cluster import connected
+
+    with connected() as resources:
+        asked = ask_nodes([])
+        ray.get(asked, timeout=120)
+        assert len(asked) == 1
+        holder = ray.remote(num_cpus=resources["CPU"])(Busy).remote()
+        ray.get(holder.there.remote(), timeout=120)
+        again = ask_nodes(asked)
+        assert again != asked
+        assert ask_nodes(again) == again
+        ray.kill(holder)
+        ray.get(again, timeout=120)
+
+
+class Busy:
+    def there(self) -> None:
+        """Answers once it has its place."""
