@@ -387,7 +387,7 @@ def test_nothing_is_left_running(cluster: Cluster) -> None:
 
 
 def left(hosts: Hosts, name: str) -> list[str]:
-    """What runs on a host beside its first process, sshd, and what `ray dashboard` has there while its tunnel is open."""
+    """What runs on a host beside its first process, sshd, and the far end of the tunnel of `ray dashboard`."""
     own = ("host.sh", "sleep 86400")
     found = []
     for process in hosts.processes(name):
