@@ -18,7 +18,10 @@ class Lines(tqdm):  # type: ignore[misc]  # tqdm has no types
     """A bar that is written as a line each time that it is shown."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **{"mininterval": LINE_S, **options, "bar_format": FORMAT, "miniters": 1})
+        counted = options.get("unit") == "image"
+        bar_format = f"{FORMAT}, {{rate_fmt}}" if counted else FORMAT
+        self._last_line = counted
+        super().__init__(*arguments, **{"mininterval": LINE_S, **options, "bar_format": bar_format, "miniters": 1})
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         """Not before anything was done."""
@@ -27,7 +30,10 @@ class Lines(tqdm):  # type: ignore[misc]  # tqdm has no types
         return True
 
     def close(self) -> None:
-        """Nothing is left to be said: the last line is there, and no bar to be wiped out."""
+        """Images end with a line, for their rate. For others the last one is there, and no bar to be wiped out."""
+        if self._last_line and not self.disable:
+            self._last_line = False
+            self.display()
         self.disable = True
 
 

@@ -21,6 +21,18 @@ def test_without_a_terminal_each_stage_is_a_line_of_its_own(capsys: pytest.Captu
     ]  # fmt: skip
 
 
+def test_images_end_with_their_rate(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.bar(total=8, desc="images", unit="image", disable=False) as bar:
+        bar.set_postfix_str("3 MB written", refresh=False)
+        bar.update(8)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("images: 8/8, 3 MB written, after ")
+    assert line.endswith("image/s")
+    with progress.bar(total=0, desc="images", unit="image", disable=True):
+        pass
+    assert capsys.readouterr().err == ""
+
+
 def test_quick_progress_says_nothing_and_leaves_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(progress.bar(range(1000), desc="episodes")) == list(range(1000))
     assert capsys.readouterr().err == ""
