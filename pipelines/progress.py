@@ -17,6 +17,8 @@ FORMAT = "{desc}: {n_fmt}/{total_fmt}{postfix}, after {elapsed}"
 class Lines(tqdm):  # type: ignore[misc]  # tqdm has no types
     """A bar that is written as a line each time that it is shown."""
 
+    disable: bool
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         counted = options.get("unit") == "image"
         bar_format = f"{FORMAT}, {{rate_fmt}}" if counted else FORMAT
