@@ -31,11 +31,16 @@ class Lines(tqdm):  # type: ignore[misc]  # tqdm has no types
             print(self, file=sys.stderr, flush=True)
         return True
 
-    def close(self) -> None:
-        """Images end with a line, for their rate. For others the last one is there, and no bar to be wiped out."""
-        if self._last_line and not self.disable:
+    def update(self, n: float | None = 1) -> bool | None:
+        """Images end with a line, for their rate: at once, not when the rest of the job has ended too."""
+        shown: bool | None = super().update(n)
+        if self._last_line and self.n >= self.total:
             self._last_line = False
-            self.display()
+            return self.display()
+        return shown
+
+    def close(self) -> None:
+        """The last line is there, and no bar to be wiped out."""
         self.disable = True
 
 
