@@ -12,6 +12,7 @@ import pytest
 from mshnet.config import TrainingConfig
 from pipelines.metrics import GAUGES, FoldMetrics, training_fold
 
+pytestmark = pytest.mark.usefixtures("without_ray")
 TRAINING = TrainingConfig(epochs=10, episodes_per_epoch=80, global_batch=8)
 
 

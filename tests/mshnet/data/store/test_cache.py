@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from mshnet.data.store import cache as cache_module
 from mshnet.data.store.cache import DIRECTORY, LIMIT, NodeCache
 from mshnet.data.store.manifest import Shard
 from mshnet.data.store.shards import DamagedShardError
@@ -207,8 +208,9 @@ def test_a_disk_full_of_other_things_is_said(remote: list[tuple[Shard, Path]], f
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of its own, of 1 MiB."""
+def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A disk of its own, of 1 MiB, of which a share is kept free."""
+    monkeypatch.setattr(cache_module, "FREE_SHARE", 0.05)
     mount = tmp_path / "disk"
     mount.mkdir()
     mounted = os.geteuid() == 0 and shutil.which("mount") is not None
@@ -263,6 +265,7 @@ def test_who_else_fetches_is_awaited_or_passed_over(remote: list[tuple[Shard, Pa
 
 def _use(number: int, folder: Path, limit: int, remote: list[tuple[Shard, Path]], results: Any) -> None:
     """What each of many processes does: use shards at random, and look at every byte."""
+    cache_module.FREE_SHARE = 0.0  # as in conftest.py, for this process
     cache, rng, wrong = NodeCache(folder, limit), random.Random(number), 0
     fetches = 0
 
