@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from mshnet.errors import InputError
+from mshnet.protocols import Protocol
 
 BASELINES: tuple[str, ...] = ("untrained", "foreground", "prototype")
 """Keys of `FoldResult.baselines`, in the order in which tables show them."""
@@ -125,6 +126,22 @@ class EpochRecord(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Interval(Record):
+    """A confidence interval, its ends in the unit of the number that it belongs to."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeScore(Record):
+    """A score on the episodes whose query shows the object at one size."""
+
+    miou: float
+    episodes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Score(Record):
     """What one way of segmenting reached on a fold's evaluation episodes; all IoU from 0 to 1."""
 
@@ -133,6 +150,27 @@ class Score(Record):
     class_iou: dict[str, float]
     """By class name, only classes that the episodes show."""
     episodes: int
+    """Of all seeds."""
+    miou_interval: Interval | None = None
+    """95 %, by bootstrap over the episodes within each class."""
+    fb_iou_interval: Interval | None = None
+    class_interval: dict[str, Interval] = field(default_factory=dict)
+    by_size: dict[str, SizeScore] = field(default_factory=dict)
+    """small, medium, large; only sizes that occur."""
+    by_seed: tuple[float, ...] = ()
+    """mIoU of each seed's episodes alone, in the protocol's order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureUse(Record):
+    """How often an evaluation needed an image's features, and where they came from."""
+
+    images: int
+    """Distinct ones."""
+    asked: int
+    computed: int
+    from_memory: int
+    from_disk: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +184,13 @@ class EpisodeOutcome(Record):
     picture: str
     """File name of its panel, relative to the fold's folder."""
     rank: str
-    """"best", "median" or "worst"."""
+    """Why it is shown: one of RANKS."""
+    energy: str = ""
+    """File name of its energy maps, where they were drawn."""
+
+
+RANKS = ("best", "median", "worst", "false foreground", "missed small object")
+"""worst: lowest IoU; false foreground: most pixels that are no object, for its size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,11 +207,8 @@ class FoldResult(Record):
     panels: list[EpisodeOutcome]
     curve_picture: str
     bars_picture: str
-    protocol: str
-    """How the evaluation episodes were drawn."""
-    selection: str
-    """On what the best epoch was chosen."""
-    split_lists: str
+    protocol: Protocol
+    """Of `score` and `baselines`."""
     best_epoch: int
     train_episodes: int
     train_s: float
@@ -178,6 +219,17 @@ class FoldResult(Record):
     """Folder of the model, below the store's root."""
     git_commit: str = "unknown"
     """Of the code that trained."""
+    other_shots: dict[str, Score] = field(default_factory=dict)
+    """The trained network by number of supports, where it was judged with others than the protocol's."""
+    outcomes: str = ""
+    """The table of all episodes' counts, below the store's root (`mshnet.outcomes`)."""
+    outcomes_sha256: str = ""
+    features: FeatureUse | None = None
+
+    @property
+    def selection(self) -> str:
+        """On what the best epoch was chosen."""
+        return self.protocol.selection
 
     @property
     def chosen_on_test(self) -> bool:
@@ -207,6 +259,10 @@ class CrossValidation(Record):
     learnable_parameters: int
     mask_mode: str = "not recorded"
     """How the source's annotations become masks."""
+    architecture: str = "mshnet"
+    miou_interval: Interval | None = None
+    """95 %, of the mean over the folds."""
+    fb_iou_interval: Interval | None = None
     artifacts: dict[str, str] = field(default_factory=dict)
     """Where things lie, by name (store, checkpoints, tracking); shown under provenance."""
 
