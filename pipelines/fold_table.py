@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipelines import paper_numbers
-from pipelines.results import BASELINES, CrossValidation, FoldResult
+from pipelines.results import BASELINES, CrossValidation, FoldResult, Interval
 
+ARCHITECTURES = {"mshnet": "MSHNet", "panet": "prototype alignment"}
+"""`CrossValidation.architecture` as tables name it."""
 LABELS = {
-    "trained": "MSHNet, trained",
     "untrained": "same network, untrained",
     "foreground": "everything is foreground",
     "prototype": "prototype matching, no training",
@@ -28,6 +29,8 @@ class TableRow:
     key: str
     label: str
     values: tuple[float | None, ...]
+    intervals: tuple[Interval | None, ...] = ()
+    """In %, one for each value, or none at all."""
 
     @property
     def cells(self) -> list[str]:
@@ -49,6 +52,21 @@ def percent(value: float | None) -> str:
     return NOTHING if value is None or not math.isfinite(value) else f"{value:.1f}"
 
 
+def interval_text(interval: Interval | None) -> str:
+    """An interval already in %, to one decimal; a dash where it is not known."""
+    return NOTHING if interval is None else f"[{percent(interval.low)}, {percent(interval.high)}]"
+
+
+def in_percent(interval: Interval | None) -> Interval | None:
+    """An interval of IoU from 0 to 1, in %."""
+    return interval and Interval(low=100 * interval.low, high=100 * interval.high)
+
+
+def trained_label(architecture: str) -> str:
+    """The row of a trained network."""
+    return f"{ARCHITECTURES.get(architecture, architecture)}, trained"
+
+
 def table_header(result: CrossValidation) -> list[str]:
     """Column names of the fold table, the first column's left out."""
     return [*(f"fold {fold.fold}" for fold in result.folds), "mean", "FB-IoU"]
@@ -59,7 +77,16 @@ def table_rows(result: CrossValidation) -> list[TableRow]:
     ours = [100 * fold.score.miou for fold in result.folds]
     note = f", {CHOSEN_ON_TEST_NOTE}" if result.chosen_on_test else ""
     ours += [100 * result.mean_miou, 100 * result.mean_fb_iou]
-    rows = [TableRow(key="trained", label=LABELS["trained"] + note, values=tuple(ours))]
+    known = [in_percent(fold.score.miou_interval) for fold in result.folds]
+    known += [in_percent(result.miou_interval), in_percent(result.fb_iou_interval)]
+    rows = [
+        TableRow(
+            key="trained",
+            label=trained_label(result.architecture) + note,
+            values=tuple(ours),
+            intervals=tuple(known) if any(known) else (),
+        )
+    ]
     for key in BASELINES:
         scores = [fold.baselines.get(key) for fold in result.folds]
         if any(scores):
@@ -85,7 +112,9 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def paper_row(result: CrossValidation) -> paper_numbers.PaperRow | None:
-    """The paper's row for this run's data set, backbone, similarity and shot."""
+    """The paper's row for this run's data set, backbone, similarity and shot; None for another network."""
+    if result.architecture != "mshnet":
+        return None
     return paper_numbers.paper_row(result.dataset, result.backbone, result.similarity, result.shot)
 
 
@@ -94,9 +123,14 @@ def facts(result: CrossValidation) -> list[Fact]:
     folds = result.folds
     there = paper_row(result) is not None
     pairs = [
-        ("test episodes", _by_fold(folds, [f.protocol for f in folds]), paper_numbers.PROTOCOL),
+        ("test episodes", _by_fold(folds, [f.protocol.label for f in folds]), paper_numbers.PROTOCOL),
         ("checkpoint", _by_fold(folds, [f.selection for f in folds]), paper_numbers.SELECTION),
-        ("split lists", _by_fold(folds, [f.split_lists for f in folds]), paper_numbers.SPLIT_LISTS),
+        ("split lists", _by_fold(folds, [f.protocol.split_lists for f in folds]), paper_numbers.SPLIT_LISTS),
+        (
+            "training images with a novel class",
+            _by_fold(folds, ["left out" if f.protocol.novel_removed else "kept" for f in folds]),
+            paper_numbers.NOVEL_IMAGES.get(result.dataset, NOTHING),
+        ),
         ("masks", result.mask_mode, paper_numbers.MASK_MODES.get(result.dataset, NOTHING)),
         ("image size", f"{result.image_size_px} px", f"{paper_numbers.IMAGE_SIZE_PX} px"),
         (
@@ -117,8 +151,11 @@ def _by_fold(folds: Sequence[FoldResult], values: Sequence[str]) -> str:
 def setting(result: CrossValidation) -> str:
     """The run in one line."""
     similarity = "both similarities" if result.similarity == "both" else f"{result.similarity} similarity"
+    network = f"{result.backbone}, {similarity}"
+    if result.architecture != "mshnet":
+        network = f"{result.backbone}, {ARCHITECTURES.get(result.architecture, result.architecture)}"
     return (
-        f"{result.dataset}, {result.backbone}, {similarity}, {result.shot}-shot, {result.image_size_px} px, "
+        f"{result.dataset}, {network}, {result.shot}-shot, {result.image_size_px} px, "
         f"{len(result.folds)} of 4 folds"
     )
 
@@ -127,14 +164,21 @@ def fold_table_text(result: CrossValidation) -> str:
     """The fold table for a terminal: mIoU in % per fold, mean, FB-IoU; the paper's row last."""
     header, rows = table_header(result), table_rows(result)
     width = max(len(label) for label in [*(row.label for row in rows), "mIoU, %"])
-    columns = [max(6, len(name)) for name in header]
+    intervals = {row.key: [interval_text(known) for known in row.intervals] for row in rows if row.intervals}
+    columns = [
+        max(6, len(name), *(len(cells[position]) for cells in intervals.values()))
+        for position, name in enumerate(header)
+    ]
 
     def line(label: str, cells: Sequence[str]) -> str:
         return f"{label:<{width}}" + "".join(f"  {c:>{w}}" for c, w in zip(cells, columns, strict=True))
 
     rule = "-" * (width + sum(columns) + 2 * len(columns))
     lines = [setting(result), rule, line("mIoU, %", header), rule]
-    lines += [line(row.label, row.cells) for row in rows]
+    for row in rows:
+        lines.append(line(row.label, row.cells))
+        if row.key in intervals:
+            lines.append(line("  95 % interval", intervals[row.key]))
     if not paper_row(result):
         lines.append(f"{'paper':<{width}}  {NO_PAPER_ROW}")
     return "\n".join([*lines, rule])

@@ -15,6 +15,7 @@ MASK_MODES = {
     "pascal": "SegmentationClassAug, 255 left out",
     "coco": "one even-odd fill per class (in the published code: overlapping instances become holes)",
 }
+NOVEL_IMAGES = {"pascal": "left out", "coco": "kept (in the published code; the paper does not say)"}
 IMAGE_SIZE_PX = 473
 
 
