@@ -67,3 +67,32 @@ class Protocol:
                 "a protocol needs 1 or more episodes, shots and seeds, got "
                 f"{self.episodes}, {self.shot} and {len(self.seeds)}"
             )
+
+    @property
+    def label(self) -> str:
+        """One line for a table's cell: what is usual is left out, what is not is said."""
+        parts = [
+            f"{self.draw} draw, {self.episodes} episodes, {self.shot}-shot, square {self.side_px} px",
+            _seeds(self.seeds),
+            self.classes,
+            "original size" if self.resize == "original" else "",
+            "ignored pixels as background" if self.ignore == "background" else "",
+        ]
+        return ", ".join(part for part in parts if part)
+
+
+def named(draw: Draw, episodes: int, seeds: tuple[int, ...]) -> str:
+    """The name in EPISODES of test episodes drawn so; where they have none, what they are in words."""
+    drawn = Episodes(draw, episodes, seeds)
+    for name, known in EPISODES.items():
+        if known == drawn:
+            return name
+    return ", ".join(part for part in (f"{draw} draw", f"{episodes} episodes", _seeds(seeds)) if part)
+
+
+def _seeds(seeds: tuple[int, ...]) -> str:
+    if seeds == (0,):
+        return ""
+    if seeds == tuple(range(len(seeds))):
+        return f"{len(seeds)} seeds"
+    return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"

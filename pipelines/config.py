@@ -15,9 +15,11 @@ import tyro
 from mshnet.config import ImageFormat, ModelConfig, TrainingConfig
 from mshnet.data.folds import DATASETS, FOLDS, check_fold
 from mshnet.errors import InputError
+from mshnet.protocols import EPISODES, Episodes, Ignore, Resize
 from pipelines.results import Record
 
-Protocol = Literal["published", "balanced"]
+ProtocolName = Literal["published", "published-5x1000", "published-10000", "balanced"]
+"""The keys of `mshnet.protocols.EPISODES`."""
 Selection = Literal["base", "novel", "last"]
 
 
@@ -47,25 +49,54 @@ class ValidationConfig:
 class EvaluationConfig:
     """On what a fold is judged."""
 
-    protocol: Protocol = "published"
-    """published: the very draws of the published evaluation; balanced: classes in turn, supports distinct."""
-    evaluation_episodes: int = 1000
-    """Episodes per fold (the field's: 1000)."""
-    evaluation_seed: int = 0
-    """Of the balanced protocol's draws."""
+    protocol: ProtocolName = "published"
+    """Test episodes by name: published (the very draws of the published evaluation, 1,000), published-5x1000 (the
+    same from five seeds), published-10000, or balanced (classes in turn, supports distinct, 1,000)."""
+    evaluation_episodes: int = 0
+    """Episodes per fold and seed; 0: as many as the protocol has."""
+    evaluation_seeds: tuple[int, ...] = ()
+    """Of the draws; none: the protocol's own. The official episodes are the published draw's of seed 0."""
+    evaluation_shots: tuple[int, ...] = ()
+    """Numbers of supports with which the trained network is judged beside --shot."""
+    resize: Resize = "square"
+    """square: judged at the training size, as published; original: the prediction is resized to the query's own
+    size and compared with the mask as it was annotated."""
+    ignored: Ignore = "excluded"
+    """Pixels labelled 255: excluded from every count, as published, or counted as background."""
     threshold_episodes: int = 200
     """Base-class episodes on which the training-free baseline's threshold is chosen."""
     panels_each: int = 3
     """Pictured episodes: so many of the best, the median and the worst."""
+    bootstrap_samples: int = 2000
+    """Resamplings of the episodes from which confidence intervals come."""
+    evaluation_batch: int = 8
+    """Episodes that go through the network at once; rounding depends on it."""
 
     def __post_init__(self) -> None:
-        if self.protocol not in ("published", "balanced"):
-            raise InputError(f"protocol must be published or balanced, got {self.protocol!r}")
-        if self.evaluation_seed < 0:
-            raise InputError(f"evaluation_seed must be 0 or more, got {self.evaluation_seed}")
-        for name in ("evaluation_episodes", "threshold_episodes", "panels_each"):
+        if self.protocol not in EPISODES:
+            raise InputError(f"protocol must be one of {', '.join(EPISODES)}, got {self.protocol!r}")
+        if self.resize not in ("square", "original"):
+            raise InputError(f"resize must be square or original, got {self.resize!r}")
+        if self.ignored not in ("excluded", "background"):
+            raise InputError(f"ignored must be excluded or background, got {self.ignored!r}")
+        if self.evaluation_episodes < 0:
+            raise InputError(
+                f"evaluation_episodes must be 1 or more, or 0 for the protocol's own, got {self.evaluation_episodes}"
+            )
+        seeds, shots = self.evaluation_seeds, self.evaluation_shots
+        if len(set(seeds)) != len(seeds) or not all(0 <= seed < 1 << 32 for seed in seeds):
+            raise InputError(f"evaluation_seeds must be distinct and 0..2^32 - 1, got {seeds}")
+        if len(set(shots)) != len(shots) or not all(shot >= 1 for shot in shots):
+            raise InputError(f"evaluation_shots must be distinct and 1 or more, got {shots}")
+        for name in ("threshold_episodes", "panels_each", "bootstrap_samples", "evaluation_batch"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be 1 or more, got {getattr(self, name)}")
+
+    @property
+    def episodes(self) -> Episodes:
+        """The protocol's test episodes, with another number or other seeds where they are given."""
+        known = EPISODES[self.protocol]
+        return Episodes(known.draw, self.evaluation_episodes or known.episodes, self.evaluation_seeds or known.seeds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +118,10 @@ class ComputeConfig:
     feature_cache_gib: float = 4.0
     """Memory per CPU worker for features of the frozen backbone, GiB; 0 computes them anew each time. On a GPU
     they always are: there the backbone is quick and memory dear."""
+    feature_spill_gib: float = 16.0
+    """Disk per node for an evaluation's features beyond feature_cache_gib, GiB; 0: none."""
+    evaluation_workers: int = 0
+    """Ray workers that judge a fold; 0: as many as `workers`."""
     max_failures: int = 3
     """Times that a fold is started again from its last checkpoint after a lost worker, without getting any further."""
     checkpoint_every_steps: int = 200
@@ -111,7 +146,14 @@ class ComputeConfig:
             )
         if not 0 <= self.min_workers <= self.workers:
             raise InputError(f"min_workers must be 0..workers ({self.workers}), got {self.min_workers}")
-        for name in ("loader_processes", "feature_cache_gib", "max_failures", "checkpoint_every_steps"):
+        for name in (
+            "loader_processes",
+            "feature_cache_gib",
+            "feature_spill_gib",
+            "evaluation_workers",
+            "max_failures",
+            "checkpoint_every_steps",
+        ):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if self.log_every_steps < 1 or not 0 < self.elastic_check_s < math.inf:
@@ -124,6 +166,11 @@ class ComputeConfig:
     def feature_cache_bytes(self) -> int:
         """What `feature_cache_gib` comes to."""
         return 0 if self.use_gpu else int(self.feature_cache_gib * 2**30)
+
+    @property
+    def feature_spill_bytes(self) -> int:
+        """What `feature_spill_gib` comes to."""
+        return int(self.feature_spill_gib * 2**30)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +189,7 @@ class CrossValidationConfig(Record):
     experiment: str = "mshnet"
     """MLflow experiment."""
     registered_model: str = ""
-    """Name in the model registry; empty: mshnet-DATASET-BACKBONE-Kshot."""
+    """Name in the model registry; empty: ARCHITECTURE-DATASET-BACKBONE-Kshot."""
     split_lists: str = ""
     """Folder with the field's lists (pascal/ and coco/, or trn/ and val/); empty: derived by rule from the masks."""
     folds: tuple[int, ...] = (0, 1, 2, 3)
@@ -203,14 +250,26 @@ class CrossValidationConfig(Record):
         return self.remove_novel == "yes" or (self.remove_novel == "auto" and self.dataset != "coco")
 
     @property
+    def test_shots(self) -> tuple[int, ...]:
+        """Numbers of supports of the test episodes: `shot`, then the others that are asked for."""
+        return (self.shot, *(shot for shot in self.evaluation.evaluation_shots if shot != self.shot))
+
+    @property
     def model_name(self) -> str:
         """Name in the model registry."""
-        return self.registered_model or f"mshnet-{self.dataset}-{self.model.backbone}-{self.shot}shot"
+        return self.registered_model or f"{self.model.architecture}-{self.dataset}-{self.model.backbone}-{self.shot}shot"
 
 
 def fingerprint(*parts: Any) -> str:
     """Twelve hexadecimal digits that change when any part does. Parts are JSON values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def judging_key(config: CrossValidationConfig) -> list[Any]:
+    """What an evaluation's result depends on beside weights and drawn episodes: part of its stage's fingerprint."""
+    judged = config.evaluation
+    settings = (judged.evaluation_batch, judged.bootstrap_samples, judged.panels_each)
+    return [judged.resize, judged.ignored, *settings]
 
 
 @dataclass(frozen=True, kw_only=True)

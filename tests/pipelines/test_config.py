@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import typing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,17 @@ import pytest
 
 from mshnet.config import TrainingConfig
 from mshnet.errors import InputError
+from mshnet.protocols import EPISODES, Episodes
 from pipelines import recipes
 from pipelines.config import (
     ComputeConfig,
     CrossValidationConfig,
     EvaluationConfig,
     JobArguments,
+    ProtocolName,
     ValidationConfig,
     fingerprint,
+    judging_key,
     parse,
     replay,
 )
@@ -83,9 +87,33 @@ def test_a_replayed_file_is_checked_by_place(changes: dict[str, Any], message: s
             {"validation_episodes": 0},
             "held_out_classes and validation_episodes must be 1 or more, got 3 and 0",
         ),
-        (EvaluationConfig, {"protocol": "random"}, "protocol must be published or balanced, got 'random'"),
-        (EvaluationConfig, {"evaluation_seed": -1}, "evaluation_seed must be 0 or more, got -1"),
-        (EvaluationConfig, {"evaluation_episodes": 0}, "evaluation_episodes must be 1 or more, got 0"),
+        (
+            EvaluationConfig,
+            {"protocol": "random"},
+            "protocol must be one of published, published-5x1000, published-10000, balanced, got 'random'",
+        ),
+        (EvaluationConfig, {"resize": "half"}, "resize must be square or original, got 'half'"),
+        (EvaluationConfig, {"ignored": "kept"}, "ignored must be excluded or background, got 'kept'"),
+        (
+            EvaluationConfig,
+            {"evaluation_episodes": -1},
+            "evaluation_episodes must be 1 or more, or 0 for the protocol's own, got -1",
+        ),
+        (EvaluationConfig, {"evaluation_seeds": (-1,)}, "evaluation_seeds must be distinct and 0..2^32 - 1, got (-1,)"),
+        (
+            EvaluationConfig,
+            {"evaluation_seeds": (2**32,)},
+            "evaluation_seeds must be distinct and 0..2^32 - 1, got (4294967296,)",
+        ),
+        (
+            EvaluationConfig,
+            {"evaluation_seeds": (1, 1)},
+            "evaluation_seeds must be distinct and 0..2^32 - 1, got (1, 1)",
+        ),
+        (EvaluationConfig, {"evaluation_shots": (0,)}, "evaluation_shots must be distinct and 1 or more, got (0,)"),
+        (EvaluationConfig, {"evaluation_shots": (5, 5)}, "evaluation_shots must be distinct and 1 or more, got (5, 5)"),
+        (EvaluationConfig, {"bootstrap_samples": 0}, "bootstrap_samples must be 1 or more, got 0"),
+        (EvaluationConfig, {"evaluation_batch": 0}, "evaluation_batch must be 1 or more, got 0"),
         (EvaluationConfig, {"threshold_episodes": 0}, "threshold_episodes must be 1 or more, got 0"),
         (EvaluationConfig, {"panels_each": 0}, "panels_each must be 1 or more, got 0"),
         (ComputeConfig, {"workers": 0}, "workers and cpus_per_worker must be 1 or more, got 0 and 1"),
@@ -94,6 +122,8 @@ def test_a_replayed_file_is_checked_by_place(changes: dict[str, Any], message: s
         (ComputeConfig, {"feature_cache_gib": -0.5}, "feature_cache_gib must be 0 or more, got -0.5"),
         (ComputeConfig, {"feature_cache_gib": float("nan")}, "feature_cache_gib must be 0 or more, got nan"),
         (ComputeConfig, {"feature_cache_gib": float("inf")}, "feature_cache_gib must be 0 or more, got inf"),
+        (ComputeConfig, {"feature_spill_gib": -1.0}, "feature_spill_gib must be 0 or more, got -1.0"),
+        (ComputeConfig, {"evaluation_workers": -1}, "evaluation_workers must be 0 or more, got -1"),
         (ComputeConfig, {"max_failures": -1}, "max_failures must be 0 or more, got -1"),
         (ComputeConfig, {"checkpoint_every_steps": -1}, "checkpoint_every_steps must be 0 or more, got -1"),
         (CrossValidationConfig, {"dataset": "voc"}, "dataset must be one of pascal, coco, shapes, got 'voc'"),
@@ -130,8 +160,45 @@ def test_what_follows_from_the_configuration() -> None:
     assert CrossValidationConfig(dataset="coco", remove_novel="yes").removes_novel
     assert CrossValidationConfig(dataset="coco", shot=5).model_name == "mshnet-coco-resnet50-5shot"
     assert CrossValidationConfig(registered_model="mine").model_name == "mine"
+    assert CrossValidationConfig(shot=5).test_shots == (5,)
+    both = CrossValidationConfig(shot=5, evaluation=EvaluationConfig(evaluation_shots=(1, 5, 2)))
+    assert both.test_shots == (5, 1, 2)
+    assert ComputeConfig(feature_spill_gib=0.25).feature_spill_bytes == 268_435_456
     assert ComputeConfig(feature_cache_gib=1.5).feature_cache_bytes == 1_610_612_736
     assert ComputeConfig(feature_cache_gib=1.5, use_gpu=True).feature_cache_bytes == 0
+
+
+def test_test_episodes_follow_from_the_protocol_unless_they_are_given() -> None:
+    assert set(typing.get_args(ProtocolName)) == set(EPISODES)
+    for name, episodes in EPISODES.items():
+        assert EvaluationConfig(protocol=name).episodes == episodes  # type: ignore[arg-type]
+    fewer = EvaluationConfig(protocol="published-5x1000", evaluation_episodes=20)
+    assert fewer.episodes == Episodes("published", 20, (0, 1, 2, 3, 4))
+    assert EvaluationConfig(evaluation_seeds=(7, 3)).episodes == Episodes("published", 1000, (7, 3))
+    flags = ("--protocol", "balanced", "--evaluation-seeds", "4", "2", "--evaluation-shots", "1", "5")
+    asked = parsed(*flags, "--resize", "original", "--ignored", "background").evaluation
+    assert asked.episodes == Episodes("balanced", 100, (4, 2))  # the demo's number
+    assert (asked.evaluation_shots, asked.resize, asked.ignored) == ((1, 5), "original", "background")
+
+
+@pytest.mark.parametrize(
+    ("changes", "other"),
+    [
+        ({"resize": "original"}, True),
+        ({"ignored": "background"}, True),
+        ({"evaluation_batch": 4}, True),
+        ({"bootstrap_samples": 10}, True),
+        ({"panels_each": 1}, True),
+        # These make other episodes, whose key has them.
+        ({"protocol": "balanced", "evaluation_episodes": 7, "evaluation_seeds": (1,)}, False),
+    ],
+)
+def test_a_way_of_judging_changes_the_key_of_judging(changes: dict[str, Any], other: bool) -> None:
+    config = recipes.paper()
+    changed = replace(config, evaluation=replace(config.evaluation, **changes))
+    assert (judging_key(changed) != judging_key(config)) == other
+    assert judging_key(replace(changed, compute=ComputeConfig(evaluation_workers=3))) == judging_key(changed)
+    assert len(fingerprint(judging_key(changed))) == 12
 
 
 def test_a_fingerprint_stays_what_it_was() -> None:
