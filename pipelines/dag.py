@@ -151,44 +151,73 @@ def plan(targets: Sequence[Stage]) -> Plan:
     return Plan(done, tuple(pending.values()), len(every) - len(done) - len(pending), frozenset(checked))
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the stages that were wanted."""
+
+    results: Mapping[str, Result]
+    """Of the targets that are done, by name."""
+    failures: Mapping[str, BaseException]
+    """Of every stage that failed, also for the failure of what it needed, by name."""
+
+
 def execute(targets: Sequence[Stage]) -> dict[str, Result]:
     """Run what is missing; results of the targets by name.
 
     Raises StageInputError when a stage found bad input, StageFailedError when one failed otherwise; either
     way all that does not depend on it has been finished first.
     """
+    outcome = attempt(targets)
+    if outcome.failures:
+        _raise(outcome.failures)
+    return dict(outcome.results)
+
+
+def attempt(targets: Sequence[Stage], ended: Callable[[str], None] = lambda name: None) -> Outcome:
+    """Run what is missing, as far as it goes: a failure stops only what depends on it.
+
+    `ended` is told of each stage that was run to its end, well or not.
+    """
     import ray
 
     planned = plan(targets)
     task = ray.remote(num_returns=2, max_retries=3)(_run)
     refs: dict[str, Any] = {name: ray.put(dict(result)) for name, result in planned.done.items()}
+    held = list(planned.pending)
     waiting: dict[Any, Stage] = {}
     notes: dict[str, Any] = {}
-    for stage in planned.pending:
-        order = [refs[earlier.name] for earlier in stage.after if earlier.name in refs]
-        options = {"name": stage.name, "num_cpus": stage.cpus, "num_gpus": stage.gpus}
-        refs[stage.name], notes[stage.name] = task.options(
-            **options, scheduling_strategy=_strategy(stage.spread)
-        ).remote(_Task.of(stage), order, *(refs[n.name] for n in stage.needs))
-        waiting[refs[stage.name]] = stage
+
+    def submit() -> None:
+        """Hand Ray what no earlier stage holds back: of a long queue, only what has its turn takes a process."""
+        unfinished = {stage.name for stage in (*held, *waiting.values())}
+        for stage in tuple(held):
+            if any(e.name in unfinished for e in stage.after) or any(n.name not in refs for n in stage.needs):
+                continue
+            held.remove(stage)
+            options = {"name": stage.name, "num_cpus": stage.cpus, "num_gpus": stage.gpus}
+            refs[stage.name], notes[stage.name] = task.options(
+                **options, scheduling_strategy=_strategy(stage.spread)
+            ).remote(_Task.of(stage), *(refs[need.name] for need in stage.needs))
+            waiting[refs[stage.name]] = stage
+
+    submit()
     failures: dict[str, BaseException] = {}
-    images = sum(stage.images for stage in waiting.values())
+    images = sum(stage.images for stage in planned.pending)
     with (
-        progress.bar(total=len(waiting), desc="stages", unit="stage", mininterval=0) as bar,
+        progress.bar(total=len(planned.pending), desc="stages", unit="stage", mininterval=0) as bar,
         progress.bar(total=images, desc="images", unit="image", disable=not images) as image_bar,
     ):
         size_bytes = queued = 0
         asked: list[Any] = []
         while waiting:
-            ended, _ = ray.wait(list(waiting), num_returns=1, timeout=LOOK_S)
-            if not ended:
+            ready, _ = ray.wait(list(waiting), num_returns=1, timeout=LOOK_S)
+            if not ready:
                 queued = _say_queued(queued)
                 asked = capacity.ask_nodes(asked) if queued else []
                 continue
-            ready = ended[0]
-            stage = waiting.pop(ready)
+            stage = waiting.pop(ready[0])
             try:
-                result, (note, kept) = ray.get([ready, notes[stage.name]])
+                result, (note, kept) = ray.get([ready[0], notes[stage.name]])
             except ray.exceptions.RayError as error:
                 failures[stage.name] = cause(error)
             else:
@@ -203,9 +232,10 @@ def execute(targets: Sequence[Stage]) -> dict[str, Result]:
                     image_bar.update(stage.images)
             bar.set_postfix_str(stage.name, refresh=False)
             bar.update()
-    if failures:
-        _raise(failures)
-    return {stage.name: ray.get(refs[stage.name]) for stage in targets}
+            ended(stage.name)
+            submit()
+    done = [stage for stage in targets if stage.name not in failures]
+    return Outcome({stage.name: ray.get(refs[stage.name]) for stage in done}, failures)
 
 
 def _say_queued(before: int) -> int:
@@ -262,16 +292,9 @@ class _Task:
         return _Task(**{field.name: getattr(stage, field.name) for field in fields(_Task)})
 
 
-def _run(task: _Task, order: list[Any], *needed: Result) -> tuple[Result, tuple[str, bool]]:
-    """The task's body: the stage's result; what the user should be told ("" mostly), whether an earlier one was kept.
-
-    References inside a list are not resolved by Ray, so a failed one only orders.
-    """
-    import ray
-
+def _run(task: _Task, *needed: Result) -> tuple[Result, tuple[str, bool]]:
+    """The task's body: the stage's result; what the user should be told ("" mostly), whether it kept an earlier one."""
     environment.check()
-    if order:
-        ray.wait(order, num_returns=len(order), fetch_local=False)
     if task.holds:
         recorded = storage.read_json(task.result)
         if recorded is not None and task.holds(recorded):
@@ -316,15 +339,23 @@ def cause(error: BaseException) -> BaseException:
     return cause(inner) if isinstance(inner, BaseException) else error
 
 
-def _raise(failures: Mapping[str, BaseException]) -> None:
-    # A stage downstream fails with the cause of the one upstream: name each cause once, where it arose.
-    causes: dict[str, str] = {}
+def causes(failures: Mapping[str, BaseException]) -> dict[str, str]:
+    """What went wrong, in words, by the stage where it arose.
+
+    A stage downstream fails with the cause of the one upstream: each cause is named once.
+    """
+    found: dict[str, str] = {}
     for name, error in failures.items():
         text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-        causes.setdefault(text, name)
-    lines = "\n".join(f"  {name}: {text}" for text, name in causes.items())
+        found.setdefault(text, name)
+    return {name: text for text, name in found.items()}
+
+
+def _raise(failures: Mapping[str, BaseException]) -> None:
+    arose = causes(failures)
+    lines = "\n".join(f"  {name}: {text}" for name, text in arose.items())
     of_input = [error for error in failures.values() if isinstance(error, InputError)]
-    message = f"{len(causes)} stage(s) failed; submit the same job again to go on from what is done:\n{lines}"
+    message = f"{len(arose)} stage(s) failed; submit the same job again to go on from what is done:\n{lines}"
     if of_input:
         raise StageInputError(message, list(failures)) from of_input[0]
     raise StageFailedError(message, list(failures)) from next(iter(failures.values()))

@@ -154,10 +154,7 @@ def setting(result: CrossValidation) -> str:
     network = f"{result.backbone}, {similarity}"
     if result.architecture != "mshnet":
         network = f"{result.backbone}, {ARCHITECTURES.get(result.architecture, result.architecture)}"
-    return (
-        f"{result.dataset}, {network}, {result.shot}-shot, {result.image_size_px} px, "
-        f"{len(result.folds)} of 4 folds"
-    )
+    return f"{result.dataset}, {network}, {result.shot}-shot, {result.image_size_px} px, {len(result.folds)} of 4 folds"
 
 
 def fold_table_text(result: CrossValidation) -> str:
