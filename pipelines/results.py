@@ -23,7 +23,7 @@ BASELINES: tuple[str, ...] = ("untrained", "foreground", "prototype")
 """Keys of `FoldResult.baselines`, in the order in which tables show them."""
 
 CHOSEN_ON_TEST = "best epoch on the test episodes, as published"
-"""`FoldResult.selection` of a number that flatters: it was chosen on the episodes that it was measured on."""
+"""Start of `FoldResult.selection` of a number that flatters: it was chosen on the episodes that it was measured on."""
 
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -224,6 +224,8 @@ class FoldResult(Record):
     outcomes: str = ""
     """The table of all episodes' counts, below the store's root (`mshnet.outcomes`)."""
     outcomes_sha256: str = ""
+    episodes_hash: str = ""
+    """Of the test episodes by image id (`DrawnTest.episodes_hash`)."""
     features: FeatureUse | None = None
 
     @property
@@ -234,7 +236,7 @@ class FoldResult(Record):
     @property
     def chosen_on_test(self) -> bool:
         """Whether the test episodes chose the epoch; every number of this fold is to be labelled then."""
-        return self.selection == CHOSEN_ON_TEST
+        return self.selection.startswith(CHOSEN_ON_TEST)
 
 
 @dataclass(frozen=True, kw_only=True)
