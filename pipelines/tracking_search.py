@@ -11,7 +11,8 @@ from typing import Any
 
 from mshnet.errors import InputError
 from pipelines.results import CrossValidation, FoldResult, Interval
-from pipelines.tracking_client import client
+from pipelines.tracking_client import client, quotable
+from pipelines.tracking_server import check
 from pipelines.tracking_uri import absolute
 
 PARENT_TAG = "mlflow.parentRunId"
@@ -76,6 +77,33 @@ def exists(tracking_uri: str, run_id: str) -> bool:
             return False
         raise
     return bool(found.info.lifecycle_stage == "active")
+
+
+def name_and_params(tracking_uri: str, run_id: str) -> tuple[str, dict[str, str]]:
+    """Of one run. InputError where there is none, or no server that answers."""
+    from mlflow.exceptions import MlflowException
+
+    uri = absolute(tracking_uri)
+    check(uri)
+    try:
+        run = client(uri).get_run(run_id)
+    except MlflowException as error:
+        raise InputError(f"expected a run {run_id} at {uri!r}, found none; check --tracking-uri") from error
+    return str(run.info.run_name), dict(run.data.params)
+
+
+def child_runs(tracking_uri: str, parent_run_id: str) -> list[str]:
+    """Ids of the runs below a run, oldest first."""
+    connection = client(absolute(tracking_uri))
+    experiment_id = connection.get_run(parent_run_id).info.experiment_id
+    below = f"tags.`{PARENT_TAG}` = '{quotable(parent_run_id)}'"
+    found = connection.search_runs([experiment_id], below, order_by=["attributes.start_time ASC"])
+    return [str(run.info.run_id) for run in found]
+
+
+def file_of(tracking_uri: str, run_id: str, path: str) -> bytes:
+    """An artifact's bytes; b"" where the run has none of that name."""
+    return _artifact(client(absolute(tracking_uri)), run_id, path)
 
 
 def page_of(tracking_uri: str, experiment_id: str, run_id: str) -> str:
