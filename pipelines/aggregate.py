@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines import provenance, storage
+from pipelines import provenance, run_metrics, run_pages, storage
 from pipelines.config import CrossValidationConfig, fingerprint
 from pipelines.dag import Stage
+from pipelines.fold_table import paper_row
 from pipelines.register import SameRun
 from pipelines.report import picture_name, write_report
-from pipelines.results import BASELINES, CrossValidation, FoldResult, mean
+from pipelines.results import CrossValidation, FoldResult, mean
 from pipelines.scan import Scan
 from pipelines.tracking import Tracker
+from pipelines.tracking_registry import version_page
 
 CODE_VERSION = 2
 """Raise it when the same folds would be reported in another way."""
@@ -58,7 +60,7 @@ def aggregate(
     folds = [FoldResult.from_json(result) for result in fold_results]
     result = _cross_validation(config, scanned, weights, parent_run_id, folds)
     tracker = Tracker(config.tracking_uri, config.experiment)
-    tracker.log_metrics(parent_run_id, _metrics(result))
+    _record(tracker, config, result)
     images = {
         picture_name(fold.fold, name): storage.read_bytes(storage.join(pictures[str(fold.fold)], name))
         for fold in folds
@@ -109,14 +111,22 @@ def _cross_validation(
     )
 
 
-def _metrics(result: CrossValidation) -> dict[str, float]:
-    note = "_epoch_chosen_on_test" if result.chosen_on_test else ""
-    metrics = {f"mean{note}/miou": result.mean_miou, f"mean{note}/fb_iou": result.mean_fb_iou}
-    for name in BASELINES:
-        value = result.baseline_miou(name)
-        if value is not None:
-            metrics[f"mean/baseline_{name}_miou"] = value
-    return metrics | {f"fold{fold.fold}{note}/miou": fold.score.miou for fold in result.folds}
+def _record(tracker: Tracker, config: CrossValidationConfig, result: CrossValidation) -> None:
+    """What the parent run's page shows."""
+    run_id, folds = result.parent_run_id, result.folds
+    tracker.log_metrics(run_id, run_metrics.of_cross_validation(result, paper_row(result)))
+    hashes = [fold.episodes_hash for fold in folds]
+    # One for all folds: parents with the same are comparable as a whole.
+    together = hashes[0] if len(hashes) == 1 else fingerprint(*hashes)
+    tracker.set_tags(run_id, provenance.protocol_tags(folds[0].protocol, together))
+    links = {"report": tracker.page(run_id, run_pages.REPORT)}
+    for fold in folds:
+        links[f"fold {fold.fold}"] = tracker.page(fold.run_id)
+        if fold.model_version:
+            name = f"{config.model_name} version {fold.model_version}"
+            links[name] = version_page(config.model_name, fold.model_version)
+    tracker.describe(run_id, run_pages.of_cross_validation(result, links))
+    tracker.log_bytes(run_id, result.to_text().encode(), RESULT_FILE)
 
 
 def _summary(

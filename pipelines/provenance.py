@@ -8,6 +8,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from mshnet.protocols import Protocol, named
 from pipelines import sources
 from pipelines.config import CrossValidationConfig
 from pipelines.scan import Scan
@@ -67,15 +68,39 @@ def fingerprints(scanned: Scan, weights: str) -> dict[str, str]:
     return {"data": scanned.fingerprint, "backbone_weights": weights}
 
 
-def tags(config: CrossValidationConfig, scanned: Scan, weights: str) -> dict[str, str]:
-    """MLflow tags by which runs are told apart and traced back."""
+def setting_tags(config: CrossValidationConfig) -> dict[str, str]:
+    """MLflow tags by which settings are told apart."""
     return {
         "dataset": config.dataset,
+        "shot": str(config.shot),
         "backbone": config.model.backbone,
         "similarity": config.model.similarity,
-        "shot": str(config.shot),
-        "protocol": config.evaluation.protocol,
+        "architecture": config.model.architecture,
         "selection": config.validation.selection,
+    }
+
+
+def protocol_tags(protocol: Protocol, episodes_hash: str) -> dict[str, str]:
+    """MLflow tags by which measurements are told apart: only those of the same episodes are comparable."""
+    return {
+        "protocol": protocol.name,
+        "protocol.label": protocol.label,
+        "resize": protocol.resize,
+        "ignored": protocol.ignore,
+        "mask_mode": protocol.mask_mode,
+        "split_lists": protocol.split_lists,
+        "episodes_hash": episodes_hash,
+    }
+
+
+def tags(config: CrossValidationConfig, scanned: Scan, weights: str) -> dict[str, str]:
+    """MLflow tags of a run that begins: by which it is found, and by which it is traced back."""
+    judged = config.evaluation
+    return {
+        **setting_tags(config),
+        "protocol": named(judged.episodes.draw, judged.episodes.episodes, judged.episodes.seeds),
+        "resize": judged.resize,
+        "ignored": judged.ignored,
         "mask_mode": scanned.mask_mode,
         "git_commit": git_commit(),
         **git_trees(),

@@ -12,16 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines import storage
+from pipelines import provenance, run_metrics, storage
+from pipelines.conditions import Conditions
 from pipelines.config import CrossValidationConfig, fingerprint
 from pipelines.dag import Stage
 from pipelines.draw import DrawnTest, DrawnTraining
-from pipelines.results import BASELINES, FoldResult, Score
+from pipelines.results import FoldResult
+from pipelines.run_pages import OUTCOMES, REPORT, FoldPage, of_model
 from pipelines.tracking import Tracker
+from pipelines.tracking_registry import NewVersion, Registry, version_page
 from pipelines.train import TrainedFold
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 """Raise it when the same fold would be recorded in another way."""
+PANELS = ("best", "median")
+"""Ranks of pictures that are no failures."""
 
 
 def stage(
@@ -79,15 +84,54 @@ def register_fold(
     for record in trained.history:
         if record.epoch not in logged:
             tracker.log_epoch(run_id, record)
-    tracker.log_metrics(run_id, _metrics(result))
+    result = dataclasses.replace(result, run_id=run_id, episodes_hash=test.episodes_hash)
+    conditions = Conditions(protocol=result.protocol, episodes_hash=test.episodes_hash, data_fingerprint=data)
+    page = FoldPage(config=config, result=result, conditions=conditions, links=_links(tracker, run_id))
+    tracker.log_metrics(run_id, run_metrics.of_fold(result, page.paper))
     tracker.log_params(run_id, {"drawn": {**_params(training), **_params(test)}})
-    for name in (result.curve_picture, result.bars_picture, *(panel.picture for panel in result.panels)):
-        tracker.log_bytes(run_id, storage.read_bytes(storage.join(pictures, name)), f"pictures/{name}")
-    version = _registered(config, data, tracker, run_id, test, result)
-    done = dataclasses.replace(result, run_id=run_id, model_version=version)
-    tracker.log_bytes(run_id, done.to_text().encode(), "fold.json")
+    tracker.log_dataset(run_id, f"{config.dataset} fold {result.fold}", test.episodes_hash, "test", config.source)
+    tags = provenance.protocol_tags(conditions.protocol, test.episodes_hash)
+    tracker.set_tags(run_id, tags)
+    _log_pictures(tracker, run_id, pictures, result)
+    if result.outcomes:
+        tracker.log_bytes(run_id, storage.read_bytes(storage.join(config.store, result.outcomes)), OUTCOMES)
+    tracker.log_bytes(run_id, conditions.to_text().encode(), "protocol.json")
+    version = _registered(page, tracker, run_id, tags)
+    page = _with_version(page, version)
+    tracker.describe(run_id, page.of_run())
+    tracker.log_bytes(run_id, page.result.to_text().encode(), "fold.json")
     tracker.finish(run_id)
-    return done.to_json()
+    return page.result.to_json()
+
+
+def _links(tracker: Tracker, run_id: str) -> dict[str, str]:
+    links = {"run": tracker.page(run_id)}
+    if parent := tracker.parent(run_id):
+        links |= {"cross-validation": tracker.page(parent), "report": tracker.page(parent, REPORT)}
+    return links
+
+
+def _with_version(page: FoldPage, version: str) -> FoldPage:
+    name = page.config.model_name
+    links = {f"{name} version {version}": version_page(name, version), **page.links}
+    del links["run"]  # it is this run's page
+    return dataclasses.replace(page, result=dataclasses.replace(page.result, model_version=version), links=links)
+
+
+def _log_pictures(tracker: Tracker, run_id: str, pictures: str, result: FoldResult) -> None:
+    """By kind, in folders of their own."""
+    by_folder = {"charts": [result.curve_picture, result.bars_picture], "panels": [], "failures": [], "energy": []}
+    for panel in result.panels:
+        by_folder["panels" if panel.rank in PANELS else "failures"].append(panel.picture)
+        if panel.energy:
+            by_folder["energy"].append(panel.energy)
+    with tempfile.TemporaryDirectory() as scratch:
+        for folder, names in by_folder.items():
+            for name in names:
+                file = Path(scratch, folder, name)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(storage.read_bytes(storage.join(pictures, name)))
+        tracker.log_file(run_id, scratch, "pictures")
 
 
 def _params(drawn: DrawnTraining | DrawnTest) -> dict[str, Any]:
@@ -95,51 +139,33 @@ def _params(drawn: DrawnTraining | DrawnTest) -> dict[str, Any]:
     return {name: value for name, value in drawn.to_json().items() if name not in places}
 
 
-def _metrics(result: FoldResult) -> dict[str, float]:
-    def of(score: Score, prefix: str) -> dict[str, float]:
-        return {f"{prefix}/miou": score.miou, f"{prefix}/fb_iou": score.fb_iou}
-
-    # Under a name of its own, so that no table of runs compares it with an honest one.
-    metrics = of(result.score, "test_epoch_chosen_on_test" if result.chosen_on_test else "test")
-    for name in BASELINES:
-        metrics |= of(result.baselines[name], f"baseline_{name}")
-    metrics |= {f"class_iou/{name}": value for name, value in result.score.class_iou.items()}
-    return metrics | {"best_epoch": result.best_epoch, "train_s": result.train_s, "evaluate_s": result.evaluate_s}
-
-
-def _registered(
-    config: CrossValidationConfig, data: str, tracker: Tracker, run_id: str, test: DrawnTest, result: FoldResult
-) -> str:
+def _registered(page: FoldPage, tracker: Tracker, run_id: str, tags: Mapping[str, str]) -> str:
     from mshnet.checkpoint import WEIGHTS_FILE, read_config
 
-    # The episodes' hash is part of the protocol: only numbers on the same episodes are compared.
-    protocol = f"{test.protocol}, episodes {test.episodes_hash}, {result.selection.split(' (')[0]}, data {data[:12]}"
+    config, result = page.config, page.result
+    registry = Registry(tracker, config.model_name, of_model(config))
+    numbers = {"fb_iou": result.score.fb_iou}
+    if interval := result.score.miou_interval:
+        numbers |= {"miou_low": interval.low, "miou_high": interval.high}
+    version = NewVersion(
+        fold=result.fold,
+        miou=result.score.miou,
+        conditions=page.conditions,
+        description=page.of_version(),
+        tags={
+            **provenance.setting_tags(config),
+            **tags,
+            **{name: f"{value:.4f}" for name, value in numbers.items()},
+            "git_commit": result.git_commit,
+        },
+    )
     model = storage.join(config.store, result.checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder, WEIGHTS_FILE)
         weights.write_bytes(storage.read_bytes(storage.join(model, WEIGHTS_FILE)))
-        version = tracker.register(
-            config.model_name,
-            run_id,
-            weights,
-            read_config(model),
-            result.score.miou,
-            protocol,
-            result.fold,
-            _description(config, result),
-            data,
-        )
-    tracker.promote(config.model_name, version, protocol, result.score.miou, alias=f"fold{result.fold}")
-    return version
-
-
-def _description(config: CrossValidationConfig, result: FoldResult) -> str:
-    return (
-        f"MSHNet ({config.model.backbone}, {config.model.similarity}), {config.dataset} fold {result.fold}, "
-        f"{config.shot}-shot: mIoU {100 * result.score.miou:.1f}, FB-IoU {100 * result.score.fb_iou:.1f} on "
-        f"{', '.join(result.novel_classes)}. Protocol: {result.protocol}. Selection: {result.selection}. "
-        f"Lists: {result.split_lists}."
-    )
+        number = registry.register(run_id, weights, read_config(model), version)
+    registry.promote(number, alias=f"fold{result.fold}")
+    return number
 
 
 def main(argv: Sequence[str] | None = None) -> int:

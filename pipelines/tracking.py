@@ -1,4 +1,4 @@
-"""The experiment tracker and the model registry: with served_model, the only module that knows MLflow.
+"""The experiment tracker's runs. (Models are in `tracking_registry`.)
 
 Everything goes through `MlflowClient` with explicit run ids, never through the fluent API, whose "current
 run" is one per process; so any number of processes and threads can log at once. A `Tracker` holds two
@@ -8,31 +8,28 @@ strings and can be sent to any worker.
 from __future__ import annotations
 
 import getpass
-import hashlib
 import json
-import logging
-import math
 import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from mshnet.errors import InputError
 from pipelines.results import EpochRecord
-from pipelines.tracking_uri import absolute, artifact_location, sqlite_file
-
-LOG = logging.getLogger(__name__)
+from pipelines.tracking_client import client, quotable
+from pipelines.tracking_uri import absolute, artifact_location
 
 KEY_TAG = "mshnet.key"
 RESUBMITTED_TAG = "mshnet.resubmitted_with"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # without it the UI lists no training runs
 LONGEST_PARAM = 500  # what the oldest servers in use accept
+LONGEST_TAG = 5000  # likewise
+PARENT_TAG, NOTE_TAG = "mlflow.parentRunId", "mlflow.note.content"
 PER_BATCH = 100  # params in one log_batch request, MLflow's limit
 STATUSES = ("FINISHED", "FAILED", "KILLED")
 
@@ -50,8 +47,6 @@ class Tracker:
         if not self.experiment.strip():
             raise InputError("the experiment needs a name, got an empty one")
 
-    # Runs -----------------------------------------------------------------------------------------------
-
     def start_parent(self, name: str, params: Mapping[str, Any], tags: Mapping[str, str], resume_key: str) -> str:
         """Run id of the cross-validation's run; the one started before under the same key is reopened."""
         return self._start(name, params, dict(tags), resume_key)
@@ -65,7 +60,7 @@ class Tracker:
         resume_key: str,
     ) -> str:
         """Run id of a run below `parent_run_id`; one started before under the same key is reopened."""
-        return self._start(name, params, {**tags, "mlflow.parentRunId": parent_run_id}, resume_key)
+        return self._start(name, params, {**tags, PARENT_TAG: parent_run_id}, resume_key)
 
     def log_epoch(self, run_id: str, record: EpochRecord) -> None:
         """One epoch's curve points, at step = epoch."""
@@ -112,6 +107,27 @@ class Tracker:
 
         self._client().log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
+    def describe(self, run_id: str, markdown: str) -> None:
+        """What the run's page shows as its description."""
+        self.set_tags(run_id, {NOTE_TAG: cut(markdown, LONGEST_TAG)})
+
+    def log_dataset(self, run_id: str, name: str, digest: str, context: str, source: str) -> None:
+        """What a run worked on, for the column "Dataset" and for filters such as `dataset.digest = '...'`."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(name, digest, source_type="local", source=json.dumps({"uri": source}))
+        tags = [InputTag("mlflow.data.context", context)]
+        self._client().log_inputs(run_id, datasets=[DatasetInput(dataset, tags)])
+
+    def page(self, run_id: str, artifact: str = "") -> str:
+        """Address of the run's page, or of an artifact on it, within MLflow's UI."""
+        place = f"#/experiments/{self._client().get_run(run_id).info.experiment_id}/runs/{run_id}"
+        return f"{place}/artifacts/{artifact}" if artifact else place
+
+    def parent(self, run_id: str) -> str:
+        """Id of the run above it; "" where there is none."""
+        return str(self._client().get_run(run_id).data.tags.get(PARENT_TAG, ""))
+
     def log_file(self, run_id: str, local_path: str | Path, artifact_folder: str = "") -> None:
         """A local file (or a folder's content) as an artifact under `artifact_folder`."""
         path = Path(local_path)
@@ -137,101 +153,8 @@ class Tracker:
         with redirect_stdout(sys.stderr):  # on a server MLflow prints links, and stdout is for results
             self._client().set_terminated(run_id, status)
 
-    # Registry -------------------------------------------------------------------------------------------
-
-    def register(
-        self,
-        model_name: str,
-        run_id: str,
-        weights_path: str | Path,
-        config: Mapping[str, Any],
-        score: float,
-        protocol: str,
-        fold: int,
-        description: str,
-        data_fingerprint: str = "",
-    ) -> str:
-        """The version of `model_name` with these weights; the same run and weights give the same version.
-
-        `config` is the content of the config.json that `mshnet.checkpoint.load_model` reads beside the
-        weights (a safetensors file, backbone included). The model is logged without any pickle.
-        """
-        from mlflow.exceptions import MlflowException
-
-        weights = Path(weights_path)
-        if not weights.is_file():
-            raise InputError(f"no weights to register at {weights}")
-        client = self._client()
-        with weights.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        same_run = f"name = '{_quotable(model_name)}' and run_id = '{_quotable(run_id)}'"
-        for version in client.search_model_versions(same_run):
-            if version.tags.get("weights_sha256") == sha256 and version.status == "READY":
-                return str(version.version)
-        try:
-            client.create_registered_model(model_name, description="MSHNet, one version per trained fold.")
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        tags = {
-            "fold": str(fold),
-            "protocol": protocol,
-            "miou": repr(float(score)),
-            "run_id": run_id,
-            "weights_sha256": sha256,
-            "data_fingerprint": data_fingerprint,
-        }
-        model = self._log_model(run_id, weights, config, tags)
-        with _quiet("mlflow"):
-            version = client.create_model_version(
-                model_name,
-                model.artifact_location,  # "models:/ID" would be looked up at MLflow's global tracking URI
-                run_id,
-                tags=tags,
-                description=description,
-                model_id=model.model_id,
-            )
-        return str(version.version)
-
-    def promote(self, model_name: str, version: str, protocol: str, score: float, alias: str = "champion") -> bool:
-        """Point `alias` at `version` if that is an improvement; True where the alias points there afterwards.
-
-        It moves where no version has it, or where that version was scored by the same protocol and lower.
-        A holder scored by another protocol is not comparable: it stays, and the log says so.
-        """
-        client = self._client()
-        holder_version = client.get_registered_model(model_name).aliases.get(alias)
-        if str(holder_version) == str(version):
-            return True
-        if math.isnan(score):
-            LOG.warning("%s version %s has no score: alias %r does not move to it", model_name, version, alias)
-            return False
-        if holder_version is not None:
-            holder = client.get_model_version(model_name, str(holder_version))
-            held_protocol, held_score = holder.tags.get("protocol"), float(holder.tags.get("miou", "nan"))
-            if held_protocol != protocol:
-                LOG.warning(
-                    "%s: alias %r stays at version %s: it was scored as %r, version %s as %r, which cannot "
-                    "be compared. Set the alias by hand if the new one is to be served.",
-                    model_name, alias, holder_version, held_protocol, version, protocol,
-                )  # fmt: skip
-                return False
-            if score <= held_score:
-                LOG.info(
-                    "%s: alias %r stays at version %s (mIoU %.4f; version %s has %.4f)",
-                    model_name, alias, holder_version, held_score, version, score,
-                )  # fmt: skip
-                return False
-        client.set_registered_model_alias(model_name, alias, str(version))
-        return True
-
-    # Inside ---------------------------------------------------------------------------------------------
-
     def _client(self) -> Any:
-        from mlflow import MlflowClient
-
-        _migrate_sqlite(self.tracking_uri)
-        return MlflowClient(tracking_uri=self.tracking_uri, registry_uri=self.tracking_uri)
+        return client(self.tracking_uri)
 
     def _experiment_id(self) -> str:
         """Id of the experiment, made where it is missing; any number of processes may do this at once."""
@@ -259,9 +182,9 @@ class Tracker:
     def _start(self, name: str, params: Mapping[str, Any], tags: dict[str, str], resume_key: str) -> str:
         client, experiment_id = self._client(), self._experiment_id()
         tags = _context_tags() | tags | {KEY_TAG: resume_key}
-        query = f"tags.`{KEY_TAG}` = '{_quotable(resume_key)}'"
-        if parent := tags.get("mlflow.parentRunId"):
-            query += f" and tags.`mlflow.parentRunId` = '{_quotable(parent)}'"
+        query = f"tags.`{KEY_TAG}` = '{quotable(resume_key)}'"
+        if parent := tags.get(PARENT_TAG):
+            query += f" and tags.`{PARENT_TAG}` = '{quotable(parent)}'"
         found = client.search_runs([experiment_id], query, max_results=1, order_by=["attributes.start_time ASC"])
         if found:
             run_id = str(found[0].info.run_id)
@@ -276,29 +199,6 @@ class Tracker:
         self.log_params(run_id, params)
         return run_id
 
-    def _log_model(self, run_id: str, weights: Path, config: Mapping[str, Any], tags: dict[str, str]) -> Any:
-        """The MLflow logged model: served_model.py, the weights, config.json and our own package."""
-        from mlflow.entities import LoggedModelOutput
-        from mlflow.models import Model
-
-        from pipelines import served_model
-
-        client = self._client()
-        experiment_id = client.get_run(run_id).info.experiment_id
-        model = client.create_logged_model(experiment_id, "model", run_id, tags, model_type="few-shot-segmentation")
-        try:
-            with tempfile.TemporaryDirectory() as scratch:
-                local = Path(scratch, "logged")
-                identity = Model(model.artifact_location, run_id, model_uuid=model.model_id, model_id=model.model_id)
-                with _quiet("mlflow"):
-                    served_model.save(local, weights, config, identity)
-                client.log_model_artifacts(model.model_id, str(local))
-            client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
-        except BaseException:
-            client.finalize_logged_model(model.model_id, "FAILED")
-            raise
-        return client.finalize_logged_model(model.model_id, "READY")
-
 
 def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """`{"a": {"b": 1}}` as `{"a.b": "1"}`: keys that MLflow accepts, values cut at 500 characters."""
@@ -312,16 +212,18 @@ def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
+def cut(text: str, longest: int) -> str:
+    """The text; where it is longer, its whole lines that fit, and a line that says so."""
+    if len(text) <= longest:
+        return text
+    note = "\n\n(cut: too long for the tracker)"
+    return text[: longest - len(note)].rpartition("\n")[0] + note
+
+
 def _name(key: str) -> str:
     """`key` in the characters that MLflow takes for metrics and params, and a path that leads nowhere else."""
     parts = re.sub(r"[^\w\-. :/]", "_", key, flags=re.ASCII).split("/")
     return "/".join(part if part.strip(".") else "_" for part in parts)
-
-
-def _quotable(text: str) -> str:
-    if "'" in text or "`" in text:
-        raise InputError(f"expected a name without quotes, got {text!r}")
-    return text
 
 
 def _context_tags() -> dict[str, str]:
@@ -335,35 +237,3 @@ def _context_tags() -> dict[str, str]:
         "mlflow.source.name": Path(sys.argv[0]).name or "python",
         "mlflow.source.type": "LOCAL",
     }
-
-
-@cache
-def _migrate_sqlite(tracking_uri: str) -> None:
-    """Make or migrate a SQLite file, one process at a time; MLflow's own lock lets several do it at once."""
-    import fcntl
-
-    from mlflow import MlflowClient
-
-    file = sqlite_file(tracking_uri)
-    if file is None:
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        file.with_name(f"{file.name}.lock").open("w") as lock,
-        _quiet("alembic"),
-        _quiet("mlflow.store.db.utils"),
-    ):
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        MlflowClient(tracking_uri=tracking_uri)
-
-
-@contextmanager
-def _quiet(logger_name: str) -> Iterator[None]:
-    """That logger's information messages off, warnings on."""
-    logger = logging.getLogger(logger_name)
-    level = logger.level
-    logger.setLevel(max(level, logging.WARNING))
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
