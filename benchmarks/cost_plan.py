@@ -134,7 +134,7 @@ def batch_norms(model: ModelConfig, shot: int) -> int:
 
 def run_s(run: Run, device: Device, workers: int, link_bytes_per_s: float, given: Assumptions) -> float:
     """A fold from its start to its score."""
-    training, evaluation = run.training, recipes.paper(run.dataset).evaluation.evaluation_episodes
+    training, evaluation = run.training, recipes.paper(run.dataset).evaluation.episodes.episodes
     judged = training.epochs * run.validation_episodes + evaluation
     forward_s = flops(run.model, run.shot, given.object_share).evaluation / device.evaluation_flops_per_s / workers
     updates = training.epochs * training.steps_per_epoch

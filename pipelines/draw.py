@@ -13,6 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from mshnet.errors import InputError
+from mshnet.protocols import Protocol, named
 from pipelines import storage
 from pipelines.config import CrossValidationConfig, fingerprint
 from pipelines.dag import Stage
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
     from mshnet.data.splits import Pair
     from mshnet.data.store.images import ImageStore
 
-CODE_VERSION = 2
-"""Raise it when the same images would give other episodes, or the results have other fields."""
+TRAINING_VERSION, TEST_VERSION = 2, 3
+"""Raise one when the same images would give other episodes, or that stage's result has other fields."""
+MAIN = "test"
+"""The split of the test list that `--shot` and the protocol's first seed give."""
 EPISODES, PAIRS = "episodes.arrow", "pairs.arrow"
 
 
@@ -59,23 +62,37 @@ class DrawnTraining(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TestList(Record):
+    """One list of test episodes."""
+
+    shot: int
+    seed: int
+    split: str
+    """Its name in the table."""
+    episodes_hash: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class DrawnTest(Record):
-    """What a fold is tested on."""
+    """What a fold is tested on, and how it is judged."""
 
     fold: int
     folder: str
     """Of the tables, below the store's root."""
     store: str
     """Of the images, below the store's root."""
-    protocol: str
-    """Of the test episodes, in words."""
+    protocol: Protocol
+    """Of the lists of `--shot`; those of other shots differ in nothing but the shot."""
+    tests: list[TestList]
+    """Of `--shot`, seed after seed; then of the other shots, each with all seeds."""
     novel_classes: tuple[int, ...]
-    """That the test episodes show."""
+    """That the test episodes of `--shot` show."""
     left_out: tuple[str, ...]
-    """Novel classes with too few images, where leaving them out was asked for."""
+    """Novel classes with too few images for `--shot`, where leaving them out was asked for."""
     test_pairs: int
     episodes_hash: str
-    """Of the test episodes by image id, whatever store holds the images: see `episodes_hash`."""
+    """Of the test episodes of `--shot`, all seeds, by image id, whatever store holds the images: see
+    `episodes_hash`. Of one seed it is its list's."""
     episodes_sha256: str
     """Of the table of test and threshold episodes."""
 
@@ -100,25 +117,36 @@ class _Fold:
     def training(self) -> list[Pair]:
         return [pair for pair in self.train if pair[1] in self.base]
 
+    @property
+    def to_choose_on(self) -> list[Pair]:
+        """Of the classes that are held out."""
+        return [pair for pair in self.train if pair[1] in self.held_out]
+
 
 def training_stage(config: CrossValidationConfig, scanned: Scan, sealed: Stage, fold: int) -> Stage:
     """Draw what a fold trains on."""
     validation = config.validation
     chosen_on: Any = {
         "base": [validation.held_out_classes, validation.validation_episodes],
-        "novel": _test_key(config),
+        "novel": _main_key(config),
         "last": [],
     }[validation.selection]
-    key = fingerprint("draw training", *_common_key(config, sealed, fold), validation.selection, chosen_on)
+    key = fingerprint(
+        "draw training", TRAINING_VERSION, *_common_key(config, sealed, fold), validation.selection, chosen_on
+    )
     return _stage("training", draw_training, (EPISODES, PAIRS), config, scanned, sealed, fold, key)
 
 
 def test_stage(config: CrossValidationConfig, scanned: Scan, sealed: Stage, fold: int) -> Stage:
     """Draw what a fold is tested on."""
+    evaluation, validation = config.evaluation, config.validation
+    drawn = evaluation.episodes
+    lists = [drawn.draw, drawn.episodes, drawn.seeds, config.test_shots]
     # The threshold's episodes are of the classes that training draws from.
-    held_out = config.validation.held_out_classes if config.validation.selection == "base" else 0
-    threshold = [config.evaluation.threshold_episodes, held_out]
-    key = fingerprint("draw test", *_common_key(config, sealed, fold), _test_key(config), threshold)
+    threshold = [evaluation.threshold_episodes, validation.held_out_classes if validation.selection == "base" else 0]
+    # Of no matter to the episodes, but the recorded protocol says them.
+    judged = [evaluation.resize, evaluation.ignored, validation.selection]
+    key = fingerprint("draw test", TEST_VERSION, *_common_key(config, sealed, fold), lists, threshold, judged)
     return _stage("test", draw_test, (EPISODES,), config, scanned, sealed, fold, key)
 
 
@@ -148,7 +176,7 @@ def _common_key(config: CrossValidationConfig, sealed: Stage, fold: int) -> list
     if config.split_lists:
         lists = _origin(config.dataset, config.split_lists, fold)
     flags = [config.removes_novel, config.skip_small_classes]
-    return [CODE_VERSION, sealed.key, lists, fold, config.shot, *flags, config.training.seed]
+    return [sealed.key, lists, fold, config.shot, *flags, config.training.seed]
 
 
 @cache
@@ -158,10 +186,12 @@ def _origin(dataset: str, split_lists: str, fold: int) -> str:
     return read_split_lists(dataset, split_lists, fold).origin
 
 
-def _test_key(config: CrossValidationConfig) -> list[Any]:
-    evaluation = config.evaluation
-    seed = evaluation.evaluation_seed if evaluation.protocol == "balanced" else None
-    return [evaluation.protocol, evaluation.evaluation_episodes, seed]
+def _main_key(config: CrossValidationConfig) -> list[Any]:
+    drawn = config.evaluation.episodes
+    seed: int | None = drawn.seeds[0]
+    if drawn.draw == "published" and seed == 0:
+        seed = None  # as in keys from before that draw had a seed
+    return [drawn.draw, drawn.episodes, seed]
 
 
 def draw_training(
@@ -179,22 +209,22 @@ def draw_training(
     validation: list[Episode[str]] = []
     chosen_on: tuple[int, ...] = ()
     if config.validation.selection == "novel":
-        validation = _test_episodes(config, fold, lists)
+        # Not of every seed: a validation after each epoch would be as long as the whole test.
+        validation = _test_episodes(config, fold, lists, config.shot, config.evaluation.episodes.seeds[0])
     elif config.validation.selection == "base":
-        held_out = [pair for pair in lists.train if pair[1] in lists.held_out]
-        chosen_on, too_small = _usable(config, held_out, lists.held_out, lists.names)
+        chosen_on, too_small = _usable(config, lists.to_choose_on, lists.held_out, lists.names)
         small += too_small
         count = config.validation.validation_episodes
-        validation = sampled_episodes(held_out, config.shot, count, config.training.seed, lists.names)
+        validation = sampled_episodes(lists.to_choose_on, config.shot, count, config.training.seed, lists.names)
     drawn = {"validation": validation}
     pairs_sha256 = write_pairs(storage.join(folder, PAIRS), images, lists.training)
-    validation_sha256 = write_episodes(storage.join(folder, EPISODES), images, fold, config.shot, drawn)
+    validation_sha256 = write_episodes(storage.join(folder, EPISODES), images, fold, drawn)
     return DrawnTraining(
         fold=fold,
         folder=storage.below(config.store, folder),
         store=storage.below(config.store, store),
         split_lists=lists.origin,
-        selection=_selection_label(config, [lists.names[c] for c in chosen_on]),
+        selection=_selection(config, [lists.names[c] for c in chosen_on]),
         base_classes=base,
         left_out=small,
         training_pairs=len(lists.training),
@@ -214,24 +244,46 @@ def draw_test(
 
     images = ImageStore(store)
     lists = _read_fold(config, fold, images)
-    test = _test_episodes(config, fold, lists)
-    threshold = sampled_episodes(
+    wanted = config.evaluation.episodes
+    tests, drawn = [], {}
+    for shot in config.test_shots:
+        for seed in wanted.seeds:
+            split = f"{MAIN}-{shot}shot-seed{seed}" if drawn else MAIN
+            drawn[split] = _test_episodes(config, fold, lists, shot, seed)
+            tests.append(TestList(shot=shot, seed=seed, split=split, episodes_hash=episodes_hash(drawn[split])))
+    main = [episode for test in tests if test.shot == config.shot for episode in drawn[test.split]]
+    drawn["threshold"] = sampled_episodes(
         lists.training, config.shot, config.evaluation.threshold_episodes, config.training.seed + 1, lists.names
     )
-    drawn = {"test": test, "threshold": threshold}
-    sha256 = write_episodes(storage.join(folder, EPISODES), images, fold, config.shot, drawn)
+    sha256 = write_episodes(storage.join(folder, EPISODES), images, fold, drawn)
     small = small_classes(lists.val, lists.novel, config.shot)
     # With fewer episodes than pairs, a walk through the list may not reach every class.
-    tested = tuple(sorted({episode.class_id for episode in test}))
+    tested = tuple(sorted({episode.class_id for episode in main}))
     return DrawnTest(
         fold=fold,
         folder=storage.below(config.store, folder),
         store=storage.below(config.store, store),
-        protocol=_protocol_label(config, len(tested), len(lists.novel)),
+        protocol=Protocol(
+            name=named(wanted.draw, wanted.episodes, wanted.seeds),
+            draw=wanted.draw,
+            episodes=wanted.episodes,
+            seeds=wanted.seeds,
+            shot=config.shot,
+            resize=config.evaluation.resize,
+            side_px=config.images.image_size_px,
+            ignore=config.evaluation.ignored,
+            mask_mode=images.manifest.mask_mode,
+            split_lists=lists.origin,
+            novel_removed=config.removes_novel,
+            selection=_test_selection(config, lists),
+            # Not the published protocol any more, so the label says so.
+            classes=f"{len(tested)} of {len(lists.novel)} classes" if len(tested) < len(lists.novel) else "",
+        ),
+        tests=tests,
         novel_classes=tested,
         left_out=tuple(lists.names[c] for c in small),
         test_pairs=len(lists.val),
-        episodes_hash=episodes_hash(test),
+        episodes_hash=episodes_hash(main),
         episodes_sha256=sha256,
     ).to_json()
 
@@ -241,20 +293,25 @@ def episodes_hash(episodes: Iterable[Episode[str]]) -> str:
     return fingerprint([[e.query, list(e.supports), e.class_id] for e in episodes])
 
 
-def read_test(config: CrossValidationConfig, drawn: DrawnTest, images: ImageStore) -> list[Episode[int]]:
-    """The test episodes by row. Raises InputError where they are not those that were drawn."""
+def read_test(
+    config: CrossValidationConfig, drawn: DrawnTest, images: ImageStore
+) -> list[tuple[TestList, list[Episode[int]]]]:
+    """The lists of test episodes by row, as `drawn.tests` has them. InputError where they are not what was drawn."""
     from mshnet.data.tables import read_episodes
 
     uri = storage.join(config.store, drawn.folder, EPISODES)
-    test = read_episodes(uri, drawn.episodes_sha256, "test")
-    found = episodes_hash(episode.named(images.image_id) for episode in test)
-    if found != drawn.episodes_hash:
-        raise InputError(
-            f"expected test episodes {drawn.episodes_hash} in {uri!r}, found {found} with the images of "
-            f"{images.uri!r}: table and images do not belong together; delete the folder "
-            f"{storage.join(config.store, drawn.folder)!r} and submit the job again"
-        )
-    return test
+    lists = []
+    for test in drawn.tests:
+        episodes = read_episodes(uri, drawn.episodes_sha256, test.split)
+        found = episodes_hash(episode.named(images.image_id) for episode in episodes)
+        if found != test.episodes_hash:
+            raise InputError(
+                f"expected test episodes {test.episodes_hash} in {uri!r}, found {found} with the images of "
+                f"{images.uri!r}: table and images do not belong together; delete the folder "
+                f"{storage.join(config.store, drawn.folder)!r} and submit the job again"
+            )
+        lists.append((test, episodes))
+    return lists
 
 
 def _read_fold(config: CrossValidationConfig, fold: int, images: ImageStore) -> _Fold:
@@ -303,32 +360,31 @@ def _usable(
     return usable, tuple(names[c] for c in classes if c not in usable)
 
 
-def _test_episodes(config: CrossValidationConfig, fold: int, lists: _Fold) -> list[Episode[str]]:
-    from mshnet.data.episodes import published_episodes, sampled_episodes
+def _test_episodes(config: CrossValidationConfig, fold: int, lists: _Fold, shot: int, seed: int) -> list[Episode[str]]:
+    from mshnet.data.episodes import published_episodes, sampled_episodes, usable_classes
 
-    count, skip = config.evaluation.evaluation_episodes, config.skip_small_classes
-    if config.evaluation.protocol == "published":
-        return published_episodes(config.dataset, lists.val, fold, config.shot, count, skip_small_classes=skip)
-    _usable(config, lists.val, lists.novel, lists.names)
-    return sampled_episodes(lists.val, config.shot, count, config.evaluation.evaluation_seed, lists.names)
-
-
-def _protocol_label(config: CrossValidationConfig, tested: int, novel: int) -> str:
-    evaluation = config.evaluation
-    draw = {"published": "published draw", "balanced": f"balanced draw (seed {evaluation.evaluation_seed})"}
-    label = f"{draw[evaluation.protocol]}, {evaluation.evaluation_episodes} episodes"
-    if tested < novel:
-        # Not the published protocol any more, so the name says so.
-        label += f", {tested} of {novel} classes"
-    return f"{label}, {config.shot}-shot, square {config.images.image_size_px} px"
+    wanted, skip = config.evaluation.episodes, config.skip_small_classes
+    if wanted.draw == "published":
+        return published_episodes(config.dataset, lists.val, fold, shot, wanted.episodes, seed, skip_small_classes=skip)
+    usable_classes(lists.val, lists.novel, shot, skip_small_classes=skip, class_names=lists.names)
+    return sampled_episodes(lists.val, shot, wanted.episodes, seed, lists.names)
 
 
-def _selection_label(config: CrossValidationConfig, held_out: list[str]) -> str:
+def _selection(config: CrossValidationConfig, held_out: Sequence[str]) -> str:
     return {
         "base": f"best epoch on held-out base classes ({', '.join(held_out)})",
         "novel": CHOSEN_ON_TEST,
         "last": "last epoch, none chosen",
     }[config.validation.selection]
+
+
+def _test_selection(config: CrossValidationConfig, lists: _Fold) -> str:
+    """As the training says it, and on which of several seeds it chose."""
+    held_out = _usable(config, lists.to_choose_on, lists.held_out, lists.names)[0] if lists.held_out else ()
+    label = _selection(config, [lists.names[c] for c in held_out])
+    seeds = config.evaluation.episodes.seeds
+    on_one = config.validation.selection == "novel" and len(seeds) > 1
+    return f"{label} (of seed {seeds[0]})" if on_one else label
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -80,25 +80,30 @@ def published_episodes(
     fold: int,
     shot: int,
     count: int = 1000,
+    seed: int = 0,
     *,
     skip_small_classes: bool = False,
 ) -> list[Episode[str]]:
     """The test episodes of the published evaluation, exactly; `val` is the field's list in file order.
 
-    One `RandomState(0)`; every draw is `choice(n, 1, replace=False)[0]`. Pascal walks the list, its line is
-    query and class. COCO draws the class, then the query. Supports may repeat each other, never the query.
-    InputError where a class of the fold has fewer than shot + 1 images: with one image the draw would never
-    end. `skip_small_classes` draws among the other classes, which is *not* the published protocol any more
-    if `small_classes` is not empty: record it under another name.
+    One `RandomState(seed)`; every draw is `choice(n, 1, replace=False)[0]`. The official episodes are those of
+    seed 0, and a shorter list is the start of a longer one. Pascal walks the list, its line is query and class:
+    another seed draws other supports. COCO draws the class, then the query. Supports may repeat each other,
+    never the query.
+    InputError where a class of the fold has fewer than shot + 1 images (with one image the draw would never
+    end), or a seed is not 0..2^32 - 1. `skip_small_classes` draws among the other classes, which is *not* the
+    published protocol any more if `small_classes` is not empty: record it under another name.
     """
     _check_counts(shot, count)
+    if not 0 <= seed < 1 << 32:
+        raise InputError(f"seed of the published draw must be 0..2^32 - 1, got {seed}")
     novel, names = novel_classes(dataset, fold), names_of(dataset)
     classes = usable_classes(val, novel, shot, skip_small_classes=skip_small_classes, class_names=names)
     walk = [pair for pair in val if pair[1] in set(classes)]
     images: dict[int, list[str]] = {c: [] for c in classes}
     for image_id, class_id in walk:
         images[class_id].append(image_id)
-    random = np.random.RandomState(0)
+    random = np.random.RandomState(seed)
 
     def draw(n: int) -> int:
         # Permutes all n, so `randint` would give other numbers.

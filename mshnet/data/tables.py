@@ -34,16 +34,14 @@ EPISODE_SCHEMA = pa.schema(
 PAIR_SCHEMA = pa.schema([("image_row", pa.int32()), ("class_id", pa.int32())])
 
 
-def write_episodes(
-    uri: str, store: ImageStore, fold: int, shot: int, splits: Mapping[str, Sequence[Episode[str]]]
-) -> str:
-    """One table of all splits' episodes, in order; gives its SHA-256."""
+def write_episodes(uri: str, store: ImageStore, fold: int, splits: Mapping[str, Sequence[Episode[str]]]) -> str:
+    """One table of all splits' episodes, in order, of whatever shots; gives its SHA-256."""
     rows = [
         {
             "episode_id": i,
             "fold": fold,
             "split": split,
-            "shot": shot,
+            "shot": len(episode.supports),
             "class_id": episode.class_id,
             "query_row": store.row(episode.query),
             "support_rows": [store.row(image_id) for image_id in episode.supports],

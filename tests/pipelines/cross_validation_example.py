@@ -7,6 +7,7 @@ from functools import cache
 
 import numpy as np
 
+from mshnet.protocols import Protocol
 from mshnet.visualize import class_bars, episode_panel, foreground_iou, learning_curves, png_bytes
 from pipelines.results import BASELINES, CrossValidation, EpisodeOutcome, EpochRecord, FoldResult, Score, mean
 
@@ -14,6 +15,20 @@ CLASSES = [
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("dining table", "dog", "horse", "motorbike", "person", "potted plant", "sheep", "sofa", "train", "tv"),
 ]
+PROTOCOL = Protocol(
+    name="published",
+    draw="published",
+    episodes=1000,
+    seeds=(0,),
+    shot=1,
+    resize="square",
+    side_px=473,
+    ignore="excluded",
+    mask_mode="class label map, 255 ignored",
+    split_lists="lists:4f2c1a9be07d",
+    novel_removed=True,
+    selection="best mIoU on 3 held-out base classes",
+)
 TRAINED = (0.402, 0.471, 0.386, 0.371)
 BASELINE_MIOU = {"untrained": 0.121, "foreground": 0.186, "prototype": 0.226}
 
@@ -91,9 +106,7 @@ def fold_result(fold: int, epochs: int) -> tuple[FoldResult, dict[str, bytes]]:
         panels=panels,
         curve_picture="curve.png",
         bars_picture="bars.png",
-        protocol="published 1000 episodes, 473×473 px",
-        selection="best mIoU on 3 held-out base classes",
-        split_lists="lists:4f2c1a9be07d",
+        protocol=PROTOCOL,
         best_epoch=epochs - 2,
         train_episodes=750 * epochs,
         train_s=361.2 + fold,
@@ -129,6 +142,6 @@ def cross_validation_example(epochs: int = 20) -> tuple[CrossValidation, dict[st
         git_commit="0123456789abcdef0123456789abcdef01234567",
         versions={"python": "3.11.7", "torch": "2.15.0", "ray": "2.60.0", "mlflow": "3.17.2"},
         learnable_parameters=29_626_952,
-        mask_mode="class label map, 255 ignored",
+        mask_mode=PROTOCOL.mask_mode,
         artifacts={"store": "s3://store/pascal-473", "tracking": "http://tracker:5000"},
     ), pictures

@@ -19,8 +19,9 @@ from mshnet.data.splits import Pair
 from mshnet.data.store.images import ImageStore
 from mshnet.data.tables import read_episodes, read_pairs, write_episodes
 from mshnet.errors import InputError
+from mshnet.protocols import Protocol
 from pipelines import draw, preprocess, scan, storage
-from pipelines.config import CrossValidationConfig, EvaluationConfig, ValidationConfig
+from pipelines.config import CrossValidationConfig, EvaluationConfig, ValidationConfig, fingerprint
 from pipelines.dag import Stage
 from pipelines.draw import DrawnTest, DrawnTraining
 from pipelines.scan import Scan
@@ -145,7 +146,14 @@ def test_a_fold_is_tested_on_novel_classes_only(
     # As published, the test walks through the list.
     assert [(e.query, e.class_id) for e in test] == [val[i % len(val)] for i in range(40)]
     assert all((e.supports[0], e.class_id) in val and e.supports[0] != e.query for e in test)
-    assert drawn.protocol == "published draw, 40 episodes, 1-shot, square 33 px"
+    assert drawn.protocol == Protocol(
+        name="published draw, 40 episodes", draw="published", episodes=40, seeds=(0,), shot=1, resize="square",
+        side_px=33, ignore="excluded", mask_mode=images.manifest.mask_mode, split_lists=f"rule: at least {MIN_PX} px",
+        novel_removed=True, selection=drawn_training(config, scanned, fold).selection,
+    )  # fmt: skip
+    assert drawn.protocol.label == "published draw, 40 episodes, 1-shot, square 33 px"
+    assert [(test.shot, test.seed, test.split) for test in drawn.tests] == [(1, 0, "test")]
+    assert drawn.tests[0].episodes_hash == drawn.episodes_hash == draw.episodes_hash(test)
     # The baseline's threshold is chosen on what training draws from.
     training = drawn_training(config, scanned, fold)
     threshold = episodes(config, drawn, images, "threshold")
@@ -171,7 +179,7 @@ def test_the_balanced_draw_takes_classes_in_turn_and_follows_its_seed(
 ) -> None:
     def balanced(seed: int) -> tuple[DrawnTest, list[Episode[str]]]:
         chosen = replace(
-            config, shot=2, evaluation=replace(config.evaluation, protocol="balanced", evaluation_seed=seed)
+            config, shot=2, evaluation=replace(config.evaluation, protocol="balanced", evaluation_seeds=(seed,))
         )
         drawn = drawn_test(chosen, scanned)
         return drawn, episodes(chosen, drawn, images, "test")
@@ -179,7 +187,8 @@ def test_the_balanced_draw_takes_classes_in_turn_and_follows_its_seed(
     (drawn, test), (other_drawn, other) = balanced(0), balanced(5)
     assert [{e.class_id for e in test[i : i + 5]} for i in range(0, 40, 5)] == [set(range(5))] * 8
     assert all(len({e.query, *e.supports}) == 3 for e in test)
-    assert drawn.protocol == "balanced draw (seed 0), 40 episodes, 2-shot, square 33 px"
+    assert drawn.protocol.label == "balanced draw, 40 episodes, 2-shot, square 33 px"
+    assert other_drawn.protocol.label == "balanced draw, 40 episodes, 2-shot, square 33 px, seed 5"
     assert test != other
     assert drawn.episodes_hash != other_drawn.episodes_hash
     assert balanced(0)[0].episodes_hash == drawn.episodes_hash
@@ -193,6 +202,7 @@ def test_selection_novel_is_on_the_test_episodes_and_says_so(
     assert episodes(novel, training, images, "validation") == episodes(novel, test, images, "test")
     assert training.selection == "best epoch on the test episodes, as published"
     assert training.base_classes == base_classes("shapes", 0)
+    assert test.protocol.selection == training.selection
 
     last = replace(config, validation=replace(config.validation, selection="last"))
     assert episodes(last, drawn_training(last, scanned), images, "validation") == []
@@ -204,9 +214,8 @@ def test_the_test_episodes_are_read_back_as_drawn_or_refused_by_name(
 ) -> None:
     drawn = drawn_test(config, scanned)
     named = episodes(config, drawn, images, "test")
-    assert draw.read_test(config, drawn, images) == [
-        Episode(images.row(e.query), tuple(images.row(i) for i in e.supports), e.class_id) for e in named
-    ]
+    rows = [Episode(images.row(e.query), tuple(images.row(i) for i in e.supports), e.class_id) for e in named]
+    assert draw.read_test(config, drawn, images) == [(drawn.tests[0], rows)]
     # The hash is of image ids: other images behind the same rows are another test.
     order = range(len(images))[::-1]
     shifted = SimpleNamespace(uri=images.uri, image_id=lambda row: images.image_id(order[row]))
@@ -216,7 +225,7 @@ def test_the_test_episodes_are_read_back_as_drawn_or_refused_by_name(
 
     copied = replace(config, store=str(shutil.copytree(config.store, tmp_path / "store")))
     table = Path(copied.store, drawn.folder, draw.EPISODES)
-    write_episodes(str(table), images, 0, 1, {"test": named[1:], "threshold": []})
+    write_episodes(str(table), images, 0, {"test": named[1:], "threshold": []})
     with pytest.raises(InputError, match=rf"expected the table '{table}' as it was drawn"):
         draw.read_test(copied, drawn, images)
 
@@ -243,11 +252,21 @@ def changed(
     [
         ("base", {"evaluation": {"evaluation_episodes": 41}}, {}, (False, True)),
         ("base", {"evaluation": {"protocol": "balanced"}}, {}, (False, True)),
+        ("base", {"evaluation": {"protocol": "published-5x1000"}}, {}, (False, True)),
+        # With the number given, only the draw and the seeds are the protocol's.
+        ("base", {"evaluation": {"protocol": "published-10000"}}, {}, (False, False)),
         ("base", {"evaluation": {"threshold_episodes": 16}}, {}, (False, True)),
-        # The published draw has no seed.
-        ("base", {"evaluation": {"evaluation_seed": 5}}, {}, (False, False)),
-        ("base", {"evaluation": {"protocol": "balanced", "evaluation_seed": 5}}, {}, (False, True)),
-        ("base", {"evaluation": {"panels_each": 5}}, {}, (False, False)),
+        ("base", {"evaluation": {"evaluation_seeds": (5,)}}, {}, (False, True)),
+        ("base", {"evaluation": {"evaluation_seeds": (0,)}}, {}, (False, False)),
+        ("base", {"evaluation": {"evaluation_shots": (5,)}}, {}, (False, True)),
+        ("base", {"evaluation": {"evaluation_shots": (1,)}}, {}, (False, False)),
+        ("base", {"evaluation": {"resize": "original"}}, {}, (False, True)),
+        ("base", {"evaluation": {"ignored": "background"}}, {}, (False, True)),
+        ("base", {"evaluation": {"panels_each": 5, "bootstrap_samples": 9, "evaluation_batch": 3}}, {}, (False, False)),
+        # The epoch is chosen on the first seed's episodes.
+        ("novel", {"evaluation": {"evaluation_seeds": (0, 5), "evaluation_shots": (2,)}}, {}, (False, True)),
+        ("novel", {"evaluation": {"evaluation_seeds": (5, 0)}}, {}, (True, True)),
+        ("novel", {"evaluation": {"resize": "original"}}, {}, (False, True)),
         ("novel", {"evaluation": {"evaluation_episodes": 41}}, {}, (True, True)),
         ("novel", {"evaluation": {"threshold_episodes": 16}}, {}, (False, True)),
         ("base", {"validation": {"validation_episodes": 13}}, {}, (True, False)),
@@ -257,7 +276,7 @@ def changed(
         ("base", {"validation": {"held_out_classes": 2}}, {}, (True, True)),
         ("novel", {"validation": {"held_out_classes": 2}}, {}, (False, False)),
         ("last", {"validation": {"held_out_classes": 2}}, {}, (False, False)),
-        ("novel", {"validation": {"selection": "last"}}, {}, (True, False)),
+        ("novel", {"validation": {"selection": "last"}}, {}, (True, True)),
         ("base", {"validation": {"selection": "last"}}, {}, (True, True)),
         ("base", {"training": {"seed": 1}}, {}, (True, True)),
         ("base", {"training": {"epochs": 7, "learning_rate": 0.5}}, {}, (False, False)),
@@ -283,9 +302,60 @@ def test_a_setting_changes_the_key_of_what_it_acts_on(
     assert changed(start, scanned, changes, plain) == expected
 
 
-def test_other_balanced_seeds_are_other_tests(config: CrossValidationConfig, scanned: Scan) -> None:
-    balanced = replace(config, evaluation=replace(config.evaluation, protocol="balanced"))
-    assert changed(balanced, scanned, {"evaluation": {"evaluation_seed": 5}}, {}) == (False, True)
+def test_what_was_trained_before_protocols_had_names_is_found_again(
+    config: CrossValidationConfig, scanned: Scan
+) -> None:
+    """The keys as they were made then, written out."""
+    sealed = preprocess.stages(config, scanned).key
+    old = ["draw training", 2, sealed, f"rule {MIN_PX}", 0, 1, True, False, 0]
+    novel = replace(config, validation=replace(config.validation, selection="novel"))
+    balanced = replace(novel, evaluation=replace(config.evaluation, protocol="balanced", evaluation_seeds=(5,)))
+    for now, then in (
+        (config, ["base", [3, 12]]),
+        (novel, ["novel", ["published", 40, None]]),
+        (balanced, ["novel", ["balanced", 40, 5]]),
+    ):
+        assert f"-{fingerprint(*old, *then)}/" in keys(now, scanned)[0]
+
+
+@pytest.mark.parametrize("protocol", ["published", "balanced"])
+def test_several_seeds_and_shots_are_lists_of_one_table(
+    config: CrossValidationConfig, scanned: Scan, images: ImageStore, protocol: Any
+) -> None:
+    one = replace(config, evaluation=replace(config.evaluation, protocol=protocol))
+    several = replace(
+        one,
+        evaluation=replace(one.evaluation, evaluation_seeds=(0, 7), evaluation_shots=(2, 1)),
+        validation=replace(config.validation, selection="novel"),
+    )
+    drawn, training = drawn_test(several, scanned), drawn_training(several, scanned)
+    assert [(test.shot, test.seed) for test in drawn.tests] == [(1, 0), (1, 7), (2, 0), (2, 7)]
+    lists = draw.read_test(several, drawn, images)
+    assert [test for test, _ in lists] == drawn.tests
+    assert len({test.split for test, _ in lists}) == len({test.episodes_hash for test, _ in lists}) == 4
+    for test, drawn_episodes in lists:
+        assert len(drawn_episodes) == 40
+        assert all(len(e.supports) == test.shot and e.query not in e.supports for e in drawn_episodes)
+    # A list is the same whatever is drawn beside it, and the hash of the whole is of both seeds in order.
+    assert drawn.tests[0].episodes_hash == drawn_test(one, scanned).episodes_hash
+    both = [e.named(images.image_id) for _, drawn_episodes in lists[:2] for e in drawn_episodes]
+    assert drawn.episodes_hash == draw.episodes_hash(both)
+    assert drawn.episodes_hash not in {test.episodes_hash for test in drawn.tests}
+    # The epoch is chosen on the first of them, and the label says so.
+    chosen_on = episodes(several, training, images, "validation")
+    assert chosen_on == [e.named(images.image_id) for e in lists[0][1]]
+    assert drawn.protocol.selection == f"{training.selection} (of seed 0)"
+    assert drawn.protocol.seeds == (0, 7)
+    assert drawn.protocol.label == f"{protocol} draw, 40 episodes, 1-shot, square 33 px, seeds 0, 7"
+    assert DrawnTest.from_json(drawn.to_text()) == drawn
+
+
+def test_how_it_is_judged_is_recorded_and_draws_nothing_else(config: CrossValidationConfig, scanned: Scan) -> None:
+    judged = replace(config, evaluation=replace(config.evaluation, resize="original", ignored="background"))
+    drawn, plain = drawn_test(judged, scanned), drawn_test(config, scanned)
+    assert drawn.protocol == replace(plain.protocol, resize="original", ignore="background")
+    assert replace(drawn, protocol=plain.protocol, folder=plain.folder) == plain
+    assert drawn.protocol.label.endswith("square 33 px, original size, ignored pixels as background")
 
 
 def test_other_images_and_other_folds_are_other_draws(config: CrossValidationConfig, scanned: Scan) -> None:
@@ -345,7 +415,7 @@ def test_a_novel_class_with_too_few_images_is_an_error_or_left_out_by_name(
     assert drawn.left_out == (name,)
     assert drawn.novel_classes == (0, 1, 3, 4)
     assert {e.class_id for e in episodes(skipping, drawn, images, "test")} == {0, 1, 3, 4}
-    assert "40 episodes, 4 of 5 classes, 1-shot" in drawn.protocol
+    assert drawn.protocol.label.endswith("40 episodes, 1-shot, square 33 px, 4 of 5 classes")
 
 
 def test_a_base_class_with_too_few_images_is_an_error_or_left_out_by_name(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mshnet.errors import InputError
+from mshnet.protocols import Episodes
 from pipelines import recipes
 from tests.conftest import needs_shared
 
@@ -25,7 +26,8 @@ def test_the_papers_text() -> None:
     assert (config.dataset, config.source) == ("pascal", "data/VOC2012")
     assert (config.images.image_size_px, config.model.backbone, config.model.similarity) == (473, "resnet50", "both")
     assert (config.validation.selection, config.evaluation.protocol) == ("novel", "published")
-    assert config.evaluation.evaluation_episodes == 1000
+    assert config.evaluation.episodes == Episodes("published", 1000, (0,))
+    assert (config.evaluation.resize, config.evaluation.ignored) == ("square", "excluded")
     assert config.removes_novel
 
 
@@ -39,6 +41,7 @@ def test_the_published_code(dataset: str, batch: int, episodes: int) -> None:
     rates = [training.learning_rate_at(epoch * training.steps_per_epoch) for epoch in (0, 4, 5, 9, 10)]
     assert rates == pytest.approx([0.025, 0.025, 0.0225, 0.0225, 0.02025])
     assert (config.validation.selection, config.evaluation.protocol) == ("novel", "published")
+    assert config.evaluation == recipes.paper(dataset).evaluation
     assert config.removes_novel == (dataset == "pascal")
 
 
@@ -74,7 +77,7 @@ def test_the_demo_is_small_and_chooses_nothing() -> None:
     assert config.backbone_weights == "random"
     assert (config.training.epochs, config.training.episodes_per_epoch, config.training.global_batch) == (2, 240, 4)
     assert config.validation.selection == "last"
-    assert (config.evaluation.protocol, config.evaluation.evaluation_episodes) == ("balanced", 100)
+    assert config.evaluation.episodes == Episodes("balanced", 100, (0,))
     last = config.training.epochs * config.training.steps_per_epoch - 1
     assert config.training.learning_rate_at(0) == 0.01
     assert 0 < config.training.learning_rate_at(last) < 1e-5

@@ -40,7 +40,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ImageStore:
 @pytest.mark.parametrize("scheme", ["local", "memory"])
 def test_lists_come_back_in_order(scheme: str, store: ImageStore, tmp_path: Path) -> None:
     folder = str(tmp_path) if scheme == "local" else "memory://tables-test/fold0"
-    sha256 = write_episodes(f"{folder}/episodes.arrow", store, fold=3, shot=2, splits=SPLITS)
+    sha256 = write_episodes(f"{folder}/episodes.arrow", store, fold=3, splits=SPLITS)
     for split, episodes in SPLITS.items():
         found = read_episodes(f"{folder}/episodes.arrow", sha256, split)
         assert [episode.named(store.image_id) for episode in found] == episodes
@@ -55,10 +55,10 @@ def test_lists_come_back_in_order(scheme: str, store: ImageStore, tmp_path: Path
 def test_an_altered_table_is_refused_by_name(scheme: str, store: ImageStore, tmp_path: Path) -> None:
     folder = str(tmp_path) if scheme == "local" else "memory://tables-test/altered"
     episodes, pairs = f"{folder}/episodes.arrow", f"{folder}/pairs.arrow"
-    of_episodes = write_episodes(episodes, store, fold=3, shot=2, splits=SPLITS)
+    of_episodes = write_episodes(episodes, store, fold=3, splits=SPLITS)
     of_pairs = write_pairs(pairs, store, PAIRS)
     # Tables as good as the first ones, of something else.
-    write_episodes(episodes, store, fold=3, shot=2, splits={**SPLITS, "test": [Episode("a", ("c", "d"), 1)]})
+    write_episodes(episodes, store, fold=3, splits={**SPLITS, "test": [Episode("a", ("c", "d"), 1)]})
     write_pairs(pairs, store, PAIRS[::-1])
     message = rf"expected the table '{{}}' as it was drawn, .* delete the folder '{folder}' and submit the job again"
     with pytest.raises(InputError, match=message.format(episodes)):
@@ -78,7 +78,7 @@ def test_a_flipped_bit_is_found(store: ImageStore, tmp_path: Path) -> None:
 
 
 def test_plain_pyarrow_reads_the_tables(store: ImageStore, tmp_path: Path) -> None:
-    write_episodes(str(tmp_path / "episodes.arrow"), store, fold=3, shot=2, splits=SPLITS)
+    write_episodes(str(tmp_path / "episodes.arrow"), store, fold=3, splits=SPLITS)
     table = pa.ipc.open_file(pa.memory_map(str(tmp_path / "episodes.arrow"))).read_all()
     assert table.schema == EPISODE_SCHEMA
     assert table.to_pydict() == {
@@ -104,7 +104,7 @@ def test_the_same_lists_give_the_same_bytes(store: ImageStore, tmp_path: Path) -
 
 
 def test_nothing_is_a_list_too(store: ImageStore, tmp_path: Path) -> None:
-    sha256 = write_episodes(str(tmp_path / "e"), store, fold=0, shot=1, splits={"test": []})
+    sha256 = write_episodes(str(tmp_path / "e"), store, fold=0, splits={"test": []})
     assert read_episodes(str(tmp_path / "e"), sha256, "test") == []
     pairs = read_pairs(str(tmp_path / "p"), write_pairs(str(tmp_path / "p"), store, []))
     assert len(pairs.images) == len(pairs.class_ids) == 0
@@ -114,5 +114,5 @@ def test_an_image_that_the_store_does_not_hold(store: ImageStore, tmp_path: Path
     with pytest.raises(InputError, match="expected image 'z' in the store"):
         write_pairs(str(tmp_path / "p"), store, [("a", 0), ("z", 1)])
     with pytest.raises(InputError, match="expected image 'z' in the store"):
-        write_episodes(str(tmp_path / "e"), store, fold=0, shot=1, splits={"test": [Episode("a", ("z",), 0)]})
+        write_episodes(str(tmp_path / "e"), store, fold=0, splits={"test": [Episode("a", ("z",), 0)]})
     assert list(tmp_path.iterdir()) == []  # nothing half-written

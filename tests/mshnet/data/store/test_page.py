@@ -26,7 +26,7 @@ def test_the_example_reads_a_store_without_this_project(tmp_path: Path) -> None:
     images = {name: noise_image(seed) for seed, name in enumerate("abcde")}
     store = write_store(str(tmp_path / "images"), images)
     episodes = {"validation": [Episode("a", ("b",), 0)], "test": [Episode("e", ("b",), 2)]}
-    write_episodes(str(tmp_path / "fold" / "episodes.arrow"), store, fold=0, shot=1, splits=episodes)
+    write_episodes(str(tmp_path / "fold" / "episodes.arrow"), store, fold=0, splits=episodes)
     command = [sys.executable, "-c", example, str(tmp_path / "images"), str(tmp_path / "fold")]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert printed == f"e ring (65, 65, 3) (50, 70) {images['e'].masks[2].sum()}\n"
