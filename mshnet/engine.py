@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -15,17 +16,22 @@ from mshnet.backbone import Features
 from mshnet.config import TrainingConfig
 from mshnet.data.batches import EpisodeBatch
 from mshnet.features import FeatureCache
+from mshnet.judging import Judging, Segmentation
 from mshnet.loss import segmentation_loss
-from mshnet.metrics import Counts, count_pixels, fetched
+from mshnet.metrics import count_pixels, fetched, truth_pixels
 from mshnet.model import Prediction
+from mshnet.outcomes import Outcomes
 from mshnet.parallel import Share, rank_and_world, set_share
 from mshnet.profiling import region
 
 Relation = Callable[[Features, Features, Tensor], Prediction]
 """`MSHNet.relation`, bare or wrapped for data-parallel training."""
 
-Predictor = Callable[[Features, Features, EpisodeBatch], Bool[Tensor, "b H W"]]
-"""Anything that segments a batch from its features: the network, an untrained one, a baseline."""
+Predictor = Callable[[Features, Features, EpisodeBatch], Segmentation]
+"""Anything that segments a batch from its features (queries', supports'): the network, an untrained one, a baseline."""
+
+SQUARE = Judging()
+"""At training size, ignored pixels left out."""
 
 
 @dataclass(frozen=True)
@@ -154,34 +160,44 @@ def _gradients_stay_here(network: nn.Module) -> AbstractContextManager[None]:
 def network_predictor(relation: Relation) -> Predictor:
     """The mask is where the foreground logit is the larger one."""
 
-    def predict(query: Features, support: Features, batch: EpisodeBatch) -> Bool[Tensor, "b H W"]:
-        logits = relation(query, support, batch.support_masks.float()).logits
-        return logits[:, 1] > logits[:, 0]
+    def predict(query: Features, support: Features, batch: EpisodeBatch) -> Segmentation:
+        return Segmentation(relation(query, support, batch.support_masks.float()).logits_low)
 
     return predict
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Counts of every episode, in order: arrays of shape (episodes, 2), background and foreground."""
-
-    counts: Counts
-    class_ids: tuple[int, ...]
-
-
 @torch.no_grad()
 def evaluate(
-    predictors: Mapping[str, Predictor], features: FeatureCache, batches: Iterable[EpisodeBatch]
-) -> dict[str, Evaluation]:
+    predictors: Mapping[str, Predictor],
+    features: FeatureCache,
+    batches: Iterable[EpisodeBatch],
+    judging: Judging = SQUARE,
+) -> dict[str, Outcomes]:
     """Judge several predictors on the same episodes; the features are computed once for all of them.
 
-    The device is waited for once, at the end.
+    Outcomes are in the episodes' order. The device is waited for once, at the end.
     """
     counts: dict[str, list[Tensor]] = {name: [] for name in predictors}
+    pixels: list[Tensor] = []
     class_ids: list[int] = []
     for batch in batches:
         query, support = features.of(batch)
+        truth = judging.truth(batch)
         class_ids += batch.class_ids
+        pixels += [truth_pixels(masks) for masks in truth]
         for name, predict in predictors.items():
-            counts[name].append(count_pixels(predict(query, support, batch), batch.query_masks))
-    return {name: Evaluation(fetched(torch.cat(parts, dim=1)), tuple(class_ids)) for name, parts in counts.items()}
+            counts[name] += _counted(predict(query, support, batch), truth)
+    object_px, counted_px = torch.cat(pixels, dim=1).cpu().numpy()
+    ids = np.array(class_ids, dtype=np.int64)
+    return {
+        name: Outcomes(fetched(torch.cat(parts, dim=1)), ids, object_px, counted_px) for name, parts in counts.items()
+    }
+
+
+def _counted(found: Segmentation, truth: Sequence[UInt8[Tensor, "n H W"]]) -> list[Tensor]:
+    parts = [found] if len(truth) == 1 else [found.episode(i) for i in range(len(truth))]
+    return [count_pixels(part.masks(_size(mask)), mask) for part, mask in zip(parts, truth, strict=True)]
+
+
+def _size(masks: Tensor) -> tuple[int, int]:
+    return masks.shape[-2], masks.shape[-1]

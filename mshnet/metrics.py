@@ -34,6 +34,11 @@ def count_pixels(predicted: Bool[Tensor, "b H W"], truth: UInt8[Tensor, "b H W"]
     return torch.stack([intersection, union])
 
 
+def truth_pixels(truth: UInt8[Tensor, "b H W"]) -> Int64[Tensor, "2 b"]:
+    """Of each episode how many pixels the object has, and how many count at all; on the device."""
+    return torch.stack([(truth == 1).sum((1, 2)), (truth != IGNORE_INDEX).sum((1, 2))])
+
+
 def fetched(counts: Int64[Tensor, "2 b 2"]) -> Counts:
     """The counts of `count_pixels` on the host."""
     intersection, union = counts.cpu().numpy()

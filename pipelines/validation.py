@@ -45,7 +45,7 @@ class Validation:
         if self.own:
             batches = loader.batches(self.own, self._positions())
             outcome = evaluate({"network": network_predictor(relation)}, features, batches)["network"]
-            summed = sum_by_class(outcome.counts, outcome.class_ids, self.classes)
+            summed = sum_by_class(outcome.counts, outcome.class_ids.tolist(), self.classes)
             counts = np.stack([summed.intersection, summed.union])
         tensor = torch.from_numpy(counts).to(device)
         if self.world_size > 1:

@@ -10,9 +10,17 @@ import torch
 from torch import Tensor
 
 from mshnet.backbone import Features
-from mshnet.baselines import THRESHOLDS, best_threshold, foreground, prototype_cosine, prototype_threshold
+from mshnet.baselines import (
+    THRESHOLDS,
+    _of_all_thresholds,
+    best_threshold,
+    foreground,
+    prototype_cosine,
+    prototype_threshold,
+)
 from mshnet.data.batches import EpisodeBatch
 from mshnet.features import FeatureCache
+from mshnet.masking import resize
 from mshnet.metrics import episode_counts
 
 SIDE = 8
@@ -52,7 +60,7 @@ def test_everything_is_foreground() -> None:
     truth = torch.zeros(4, 4)
     truth[0, :3], truth[3, :2] = 1, 255
     given = batch(truth, torch.ones(1, 4, 4))
-    mask = foreground(features(torch.zeros(1, 1, 2, 2)), features(torch.zeros(1, 1, 2, 2)), given)
+    mask = foreground(features(torch.zeros(1, 1, 2, 2)), features(torch.zeros(1, 1, 2, 2)), given).masks((4, 4))
     assert (mask.dtype, tuple(mask.shape)) == (torch.bool, (1, 4, 4))
     counts = episode_counts(mask, given.query_masks)
     assert counts.intersection.tolist() == [[0, 3]]
@@ -65,7 +73,10 @@ def test_cosines_by_hand() -> None:
     supports[0, 0], supports[1, 1] = 3, 4
     supports[0, 1] = -9  # cut off by the ReLU, as the backbone's maps come before it
     query = torch.tensor([[3.0, 4.0], [4.0, -3.0], [-1.0, -1.0], [4.0, 3.0]]).T.reshape(1, 2, 2, 2)
-    found = prototype_cosine(features(query), features(supports), batch(torch.zeros(3, 3), torch.ones(2, 3, 3)))
+    given = batch(torch.zeros(3, 3), torch.ones(2, 3, 3))
+    low = prototype_cosine(features(query), features(supports), given)
+    assert tuple(low.shape) == (1, 2, 2)
+    found = resize(low[:, None], (3, 3))[:, 0]
     corners = [1.0, 0.6, 0.0, 0.96]
     assert tuple(found.shape) == (1, 3, 3)
     assert found[0, ::2, ::2].flatten().tolist() == pytest.approx(corners, abs=1e-6)
@@ -74,8 +85,8 @@ def test_cosines_by_hand() -> None:
     assert found[0, 0, 1].item() == pytest.approx(0.8, abs=1e-6)
     # The same from bfloat16, in which these features are exact: only they are rounded, nothing after them.
     short = (features(maps.bfloat16()) for maps in (query, supports))
-    again = prototype_cosine(*short, batch(torch.zeros(3, 3), torch.ones(2, 3, 3)))
-    assert torch.equal(again, found)
+    again = prototype_cosine(*short, given)
+    assert torch.equal(again, low)
 
 
 def test_only_the_object_makes_the_prototype() -> None:
@@ -118,9 +129,9 @@ def test_episodes_of_a_batch_are_apart() -> None:
 def test_the_mask_is_where_the_cosine_exceeds_the_threshold() -> None:
     query, support = features(torch.rand(1, 4, 3, 3)), features(torch.rand(1, 4, 3, 3))
     given = batch(torch.zeros(9, 9), torch.ones(1, 9, 9))
-    cosine = prototype_cosine(query, support, given)
+    cosine = resize(prototype_cosine(query, support, given)[:, None], (9, 9))[:, 0]
     threshold = cosine.median().item()
-    mask = prototype_threshold(threshold)(query, support, given)
+    mask = prototype_threshold(threshold)(query, support, given).masks((9, 9))
     assert torch.equal(mask, cosine > threshold)
     assert mask.sum() == 40  # of 81: the median itself is not above
 
@@ -157,3 +168,15 @@ def test_classes_weigh_the_same_whatever_their_episodes() -> None:
     rare, frequent = known(0.505, 0.305, 5), [known(0.905, 0.705, 9)] * 3
     assert chosen(rare, *frequent, classes=(5, 9)) == pytest.approx(0.31)
     assert chosen(*frequent, classes=(9,)) == pytest.approx(0.71)
+
+
+def test_every_threshold_is_counted_as_its_mask_would_be() -> None:
+    """Also where cosines are thresholds to the bit: above means above."""
+    random = torch.Generator().manual_seed(0)
+    cosine = torch.rand(3, 9, 7, generator=random) * 1.6 - 0.5
+    cosine[0, :5] = torch.tensor(THRESHOLDS)[torch.randint(0, 120, (5, 7), generator=random)]
+    truth = torch.tensor([0, 1, 255], dtype=torch.uint8)[torch.randint(0, 3, (3, 9, 7), generator=random)]
+    found = _of_all_thresholds(cosine, truth)
+    for i, threshold in enumerate(THRESHOLDS):
+        expected = episode_counts(cosine > threshold, truth)
+        assert found[:, i].tolist() == [expected.intersection.tolist(), expected.union.tolist()]

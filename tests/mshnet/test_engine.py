@@ -19,6 +19,7 @@ from mshnet.data.batches import EpisodeBatch
 from mshnet.data.transforms import normalise
 from mshnet.engine import Part, evaluate, make_optimizer, network_predictor, train_step
 from mshnet.features import FeatureCache
+from mshnet.judging import Segmentation
 from mshnet.loss import segmentation_loss
 from mshnet.metrics import Counts
 from mshnet.model import Prediction
@@ -239,7 +240,7 @@ def test_evaluation_equals_a_loop_over_the_episodes(untrained: MSHNet) -> None:
     batches = [episode_batch(EPISODES[a:b], CLASS_IDS[a:b]) for a, b in ((0, 2), (2, 4), (4, 5))]
     features = FeatureCache(balanced.backbone, 2**30)
     found = evaluate({"network": network_predictor(balanced.relation), "all": foreground}, features, batches)
-    assert found["network"].class_ids == found["all"].class_ids == CLASS_IDS
+    assert tuple(found["network"].class_ids) == tuple(found["all"].class_ids) == CLASS_IDS
     counts = found["network"].counts
     assert counts.intersection.shape == (5, 2)
     assert max(unsure) <= 5
@@ -258,8 +259,8 @@ def test_evaluation_equals_a_loop_over_the_episodes(untrained: MSHNet) -> None:
 def test_the_same_counts_however_episodes_are_batched() -> None:
     """With a predictor whose answer is exact, the counts are the same integers."""
 
-    def bright(query: Features, support: Features, batch: object) -> torch.Tensor:
-        return batch.query_images.float().mean(1) > 110  # type: ignore[attr-defined]
+    def bright(query: Features, support: Features, batch: EpisodeBatch) -> Segmentation:
+        return Segmentation(batch.query_images.float().mean(1, keepdim=True), threshold=110)
 
     class NoFeatures(FeatureCache):
         def __init__(self) -> None:
@@ -273,7 +274,7 @@ def test_the_same_counts_however_episodes_are_batched() -> None:
     for size in (1, 2, 5):
         batches = [episode_batch(EPISODES[i : i + size], CLASS_IDS[i : i + size]) for i in range(0, 5, size)]
         result = evaluate({"bright": bright}, NoFeatures(), iter(batches))["bright"]
-        assert result.class_ids == CLASS_IDS
+        assert tuple(result.class_ids) == CLASS_IDS
         found.append(result.counts)
     for counts in found[1:]:
         np.testing.assert_array_equal(counts.intersection, found[0].intersection)
@@ -290,5 +291,5 @@ def test_a_tie_is_background() -> None:
 
     empty = torch.empty(0, 0, 0, 0, 0)
     features = Features(empty, empty, empty)
-    mask = network_predictor(undecided)(features, features, episode_batch([(0, (1,))]))
+    mask = network_predictor(undecided)(features, features, episode_batch([(0, (1,))])).masks((2, 2))
     assert mask.tolist() == [[[False, True], [False, True]]]

@@ -51,6 +51,16 @@ def mask_into(pixels: UInt8[np.ndarray, "S S"], row: EncodedRow, class_id: int, 
         mark(pixels, *packed_mask(row.ignore), IGNORE_INDEX)
 
 
+def original(row: EncodedRow, class_id: int, size: tuple[int, int], with_ignore: bool) -> UInt8[Tensor, "H W"]:
+    """What `mask` gives, at the original height and width."""
+    pixels = np.zeros(size, dtype=np.uint8)
+    if class_id in row.masks:
+        pixels[original_mask(row.masks[class_id]) != 0] = 1
+    if with_ignore and row.ignore:
+        pixels[original_mask(row.ignore) != 0] = IGNORE_INDEX
+    return torch.from_numpy(pixels)
+
+
 def original_mask(png: bytes) -> UInt8[np.ndarray, "H W"]:
     """A mask at original size, 0 where it is not. Raises OSError or SyntaxError, as Pillow does, for what is no PNG."""
     # Pillow gives 1-bit pixels as a bool array that holds 255: not to be handed on as one.

@@ -71,6 +71,7 @@ class ImageStore:
         self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()  # of a local store, the last used last
         self._indices: dict[int, ShardIndex] = {}
         self._ids: dict[int, list[str]] = {}
+        self._sizes: dict[int, list[tuple[int, int]]] = {}
         self._end_of_reading_ahead: Callable[[], object] = bool
 
     def __getstate__(self) -> dict[str, Any]:
@@ -174,6 +175,17 @@ class ImageStore:
         """`image` and `mask` of a row that is read once."""
         encoded = self._read(row)
         return decode.picture(encoded), decode.mask(encoded, class_id, self._side, with_ignore)
+
+    def original_mask(self, row: int, class_id: int, with_ignore: bool = False) -> UInt8[Tensor, "H W"]:
+        """`mask` at the image's own size, every pixel as it was annotated."""
+        return decode.original(self._read(row), class_id, self.size_px(row), with_ignore)
+
+    def size_px(self, row: int) -> tuple[int, int]:
+        """Height and width of the original image; reads its shard's labels."""
+        number, i = self._locate(row)
+        if number not in self._sizes:
+            self._sizes[number] = [(labels["height"], labels["width"]) for labels in self._labels(number)]
+        return self._sizes[number][i]
 
     def read_into(
         self,
