@@ -6,10 +6,12 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mshnet.data.folds import FOLDS
 from mshnet.errors import InputError
 
 BACKBONES = ("resnet50", "resnet101")
 SHOTS = (1, 5)
+MEAN, FB_IOU = "mIoU", "FB-IoU"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +23,12 @@ class Table:
     similarities: tuple[str, ...]
     title: str
     fb_iou: bool = True
-    """Whether it has that column; ours have it also where the paper's does not."""
+    """Whether it has that column (table 3 here, not in the paper)."""
+
+    @property
+    def columns(self) -> list[str]:
+        """Of one number of supports."""
+        return [*(f"fold {fold}" for fold in range(FOLDS)), MEAN, *([FB_IOU] if self.fb_iou else [])]
 
 
 TABLES: dict[int, Table] = {
