@@ -60,7 +60,7 @@ def aggregate(
     folds = [FoldResult.from_json(result) for result in fold_results]
     result = _cross_validation(config, scanned, weights, parent_run_id, folds)
     tracker = Tracker(config.tracking_uri, config.experiment)
-    _record(tracker, config, result)
+    record(tracker, config, result)
     images = {
         picture_name(fold.fold, name): storage.read_bytes(storage.join(pictures[str(fold.fold)], name))
         for fold in folds
@@ -111,7 +111,7 @@ def _cross_validation(
     )
 
 
-def _record(tracker: Tracker, config: CrossValidationConfig, result: CrossValidation) -> None:
+def record(tracker: Tracker, config: CrossValidationConfig, result: CrossValidation) -> None:
     """What the parent run's page shows."""
     run_id, folds = result.parent_run_id, result.folds
     tracker.log_metrics(run_id, run_metrics.of_cross_validation(result, paper_row(result)))
