@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import json
 import pickle
@@ -19,12 +18,13 @@ import torch
 import torchvision
 from torch import Tensor
 
+from mshnet import architectures
 from mshnet.backbone import Backbone
-from mshnet.config import ModelConfig
+from mshnet.config import ARCHITECTURES, ModelConfig
 from mshnet.data.files import write_atomically
 from mshnet.data.filesystem import filesystem
 from mshnet.errors import InputError
-from mshnet.model import MSHNet
+from mshnet.model import FewShotModel, MSHNet
 
 FORMAT_VERSION = 1
 WEIGHTS_FILE = "model.safetensors"
@@ -111,20 +111,26 @@ def _check_names(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], co
     if missing or unknown or wrong:
         first = (wrong + missing + unknown)[0]
         raise InputError(
-            f"expected a checkpoint of backbone {config.backbone} with similarity {config.similarity}, found one of "
+            f"expected a checkpoint of {_described(config)}, found one of "
             f"another architecture ({len(missing)} names missing, {len(unknown)} unknown, {len(wrong)} of another "
             f"shape; first: {first}); build the model with the configuration that the checkpoint was made with"
         )
 
 
-def save_model(model: MSHNet, folder: str, details: Mapping[str, Any]) -> None:
+def _described(config: ModelConfig) -> str:
+    if config.architecture != "mshnet":
+        return f"architecture {config.architecture} on backbone {config.backbone}"
+    return f"backbone {config.backbone} with similarity {config.similarity}"
+
+
+def save_model(model: FewShotModel, folder: str, details: Mapping[str, Any]) -> None:
     """Write weights (safetensors, backbone included) and `config.json` into a folder (path or URI).
 
     `details` (image size, protocol, provenance) goes beside the model's configuration.
     """
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     write_atomically(posixpath.join(folder, WEIGHTS_FILE), safetensors.torch.save(weights))
-    config = {"format": FORMAT_VERSION, "model": dataclasses.asdict(model.config), **details}
+    config = {"format": FORMAT_VERSION, "model": model.config.identity(), **details}
     # Last, so that a folder with a config has its weights.
     write_atomically(posixpath.join(folder, CONFIG_FILE), json.dumps(config, indent=2).encode())
 
@@ -148,24 +154,27 @@ def read_config(folder: str) -> dict[str, Any]:
     return config
 
 
-def load_model(folder: str, expected: ModelConfig | None = None) -> MSHNet:
-    """A model in eval mode from a folder (path or URI) that `save_model` wrote.
+def load_model(folder: str, expected: ModelConfig | None = None) -> FewShotModel:
+    """A model in eval mode from a folder (path or URI) that `save_model` wrote, of the architecture that it names.
 
     Raises InputError when the folder holds none, or one of another architecture than `expected`.
     """
     described = read_config(folder)["model"]
+    architecture = described.get("architecture", "mshnet")  # the only one, when folders did not name theirs
+    if architecture not in ARCHITECTURES:
+        raise InputError(
+            f"expected a model of one of the architectures {', '.join(ARCHITECTURES)} in {folder!r}, found "
+            f"{architecture!r}; use a version of mshnet that knows it"
+        )
     try:
         config = ModelConfig(**described)
     except TypeError as error:
         raise InputError(
             f"expected a model that this version knows in {folder!r}, found {described}; use the version that wrote it"
         ) from error
-    if expected is not None and (config.backbone, config.similarity) != (expected.backbone, expected.similarity):
-        raise InputError(
-            f"expected a checkpoint of backbone {expected.backbone} with similarity {expected.similarity}, found "
-            f"backbone {config.backbone} with similarity {config.similarity} in {folder!r}"
-        )
-    model = MSHNet(config)
+    if expected is not None and _described(config) != _described(expected):
+        raise InputError(f"expected a checkpoint of {_described(expected)}, found {_described(config)} in {folder!r}")
+    model = architectures.build(config)
     weights = read_state_dict(posixpath.join(folder, WEIGHTS_FILE))
     _check_names(model.state_dict(), weights, config)
     model.load_state_dict(weights)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 from mshnet.errors import InputError
 
 BackboneName = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
 Similarity = Literal["both", "cosine", "prototype"]
+Architecture = Literal["mshnet", "panet"]
 BACKBONES: tuple[BackboneName, ...] = ("resnet18", "resnet34", "resnet50", "resnet101")
 SIMILARITIES: tuple[Similarity, ...] = ("both", "cosine", "prototype")
+ARCHITECTURES: dict[Architecture, str] = {"mshnet": "MSHNet", "panet": "PANet"}
+"""What can be trained, with the name for tables; `mshnet.architectures` builds them."""
 IGNORE_INDEX = 255
 """Label of pixels that the metric leaves out."""
 PAPER_INNER_WEIGHT = 1 / 3
@@ -23,20 +26,50 @@ PUBLISHED_INNER_WEIGHT = 0.3
 class ModelConfig:
     """The network's shape: all that a checkpoint must agree on."""
 
+    architecture: Architecture = "mshnet"
+    """What is learnt on the backbone's features: mshnet, or panet (prototype alignment: small, quick)."""
     backbone: BackboneName = "resnet50"
     """Frozen feature extractor; the paper's are resnet50 and resnet101, the smaller ones suit small machines."""
     similarity: Similarity = "both"
-    """Which similarities are merged (paper, table 4)."""
+    """Which similarities are merged (paper, table 4); mshnet's alone."""
     dropout: float = 0.2
-    """Channel dropout in the merging blocks and the pyramid, 0 to below 1."""
+    """Channel dropout in mshnet's merging blocks and pyramid, 0 to below 1."""
 
     def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise InputError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {self.architecture!r}")
         if self.backbone not in BACKBONES:
             raise InputError(f"backbone must be one of {', '.join(BACKBONES)}, got {self.backbone!r}")
         if self.similarity not in SIMILARITIES:
             raise InputError(f"similarity must be one of {', '.join(SIMILARITIES)}, got {self.similarity!r}")
+        if self.architecture != "mshnet" and self.similarity != "both":
+            raise InputError(
+                f"similarity is a choice of mshnet's, got {self.similarity!r} with architecture {self.architecture!r}; "
+                "leave it out"
+            )
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout must be from 0 to below 1, got {self.dropout}")
+
+    @property
+    def title(self) -> str:
+        """The architecture's name for tables and charts."""
+        return ARCHITECTURES[self.architecture]
+
+    @property
+    def label(self) -> str:
+        """In words for the names of runs: "resnet50 both", "panet resnet50"."""
+        return (
+            f"{self.backbone} {self.similarity}"
+            if self.architecture == "mshnet"
+            else (f"{self.architecture} {self.backbone}")
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """The fields as JSON values, for fingerprints and model folders.
+
+        Without a field that came later while it has its default: what was made before is found and read as before.
+        """
+        return {k: v for k, v in asdict(self).items() if (k, v) != ("architecture", "mshnet")}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What the network costs before anything runs: floating-point operations per episode and memory of an update.
+"""What MSHNet costs before anything runs: floating-point operations per episode and memory of an update.
 
 Both are counted on tensors without data, on any machine, by running the network's own layers.
 """
@@ -20,8 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mshnet.backbone import LEVELS, Features
 from mshnet.config import PAPER_INNER_WEIGHT, ModelConfig
+from mshnet.errors import InputError
 from mshnet.loss import segmentation_loss
-from mshnet.model import MSHNet, Prediction
+from mshnet.model import FewShotModel, MSHNet, Prediction
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def episode_flops(
     position costs. `batch`: the episodes that share what is done once per update, such as merging weights.
     """
     with FakeTensorMode():
-        network = MSHNet(config).train()
+        network = _network(config).train()
         images = torch.empty(1 + shot, 3, image_size_px, image_size_px)
         features: list[Features] = []
         backbone = _flops(lambda: features.append(network.backbone(images)))
@@ -96,7 +97,7 @@ def batch_norm_calls(config: ModelConfig, shot: int) -> int:
         calls += 1
 
     with FakeTensorMode():
-        network = MSHNet(config).train()
+        network = _network(config).train()
         for module in network.relation.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.register_forward_hook(count)
@@ -133,7 +134,7 @@ def update_memory(
     similarities anything but three copies of the features (weighted, and both divided by their norms).
     """
     with FakeTensorMode():
-        network = MSHNet(config).train()
+        network = _network(config).train()
         optimizer = torch.optim.SGD(network.relation.parameters(), lr=0.01, momentum=0.9)
         alive = _LiveBytes()
         alive.count([*network.parameters(), *network.buffers()])
@@ -147,7 +148,13 @@ def update_memory(
     return UpdateMemory(weights, learnable_bytes(network), momentum, features, alive.peak)
 
 
-def learnable_bytes(network: MSHNet) -> int:
+def _network(config: ModelConfig) -> MSHNet:
+    if config.architecture != "mshnet":
+        raise InputError(f"expected architecture mshnet, whose layers are counted here, got {config.architecture!r}")
+    return MSHNet(config)
+
+
+def learnable_bytes(network: FewShotModel) -> int:
     """Of the learnable part's weights, and so of its gradients."""
     return sum(parameter.numel() * parameter.element_size() for parameter in network.relation.parameters())
 

@@ -13,7 +13,7 @@ from mshnet.model import Prediction
 
 
 class Losses(NamedTuple):
-    """total = outer + inner_weight * inner; inner is the sum over the three levels."""
+    """total = outer + inner_weight * inner, and what the model adds of its own; inner is the sum over the levels."""
 
     total: Float[Tensor, ""]
     outer: Float[Tensor, ""]
@@ -21,7 +21,7 @@ class Losses(NamedTuple):
 
 
 def segmentation_loss(prediction: Prediction, query_masks: UInt8[Tensor, "b H W"], inner_weight: float) -> Losses:
-    """Cross-entropy of the final logits plus the weighted sum of the inner ones.
+    """Cross-entropy of the final logits plus the weighted sum of the inner ones, plus the model's auxiliary losses.
 
     query_masks hold 1 for the object and anything else for background: pixels labelled 255 are
     background here and are left out only of the metric.
@@ -38,4 +38,5 @@ def segmentation_loss(prediction: Prediction, query_masks: UInt8[Tensor, "b H W"
         (F.cross_entropy(resize(logits, inner_size), inner_truth) for logits in prediction.inner_logits),
         start=outer.new_zeros(()),
     )
-    return Losses(total=outer + inner_weight * inner, outer=outer, inner=inner)
+    total = sum(prediction.auxiliary, start=outer + inner_weight * inner)
+    return Losses(total=total, outer=outer, inner=inner)

@@ -38,6 +38,9 @@ class Prediction:
     """Of levels 5, 4, 3, each at its own size (level 5's at level 4's)."""
     size: tuple[int, int]
     """The image's height and width."""
+    auxiliary: tuple[Float[Tensor, ""], ...] = ()
+    """Further losses of the model's own, weighted, to be added to the training loss: means over the batch's episodes,
+    so that shares of a batch add up. None in eval mode."""
 
     @property
     def logits(self) -> Float[Tensor, "b 2 H W"]:
@@ -89,18 +92,20 @@ class RelationNetwork(nn.Module):
         ]
 
 
-class MSHNet(nn.Module):
-    """Few-shot segmentation: given k labelled supports of a class, find the class in a query image.
+class FewShotModel(nn.Module):
+    """Given k labelled supports of a class, find the class in a query image: a frozen backbone, a learnt relation.
 
-    `backbone` is frozen and stays in eval mode; `relation` holds every learnable parameter
-    (29,626,952 with ResNet-50 and both similarities). Building one downloads nothing.
+    `backbone` stays in eval mode; `relation` holds every learnable parameter and goes from the features of b queries
+    and b*k supports, and the supports' masks, to a Prediction. It is all that a subclass adds (docs/models.md).
+    Building one downloads nothing.
     """
+
+    relation: nn.Module
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.backbone = Backbone(config.backbone)
-        self.relation = RelationNetwork(config, self.backbone.layers, self.backbone.channels)
 
     def forward(
         self,
@@ -117,16 +122,6 @@ class MSHNet(nn.Module):
         prediction: Prediction = self.relation(query, support, support_masks)
         return prediction
 
-    def similarities(
-        self,
-        query_images: Float[Tensor, "b 3 H W"],
-        support_images: Float[Tensor, "b k 3 H W"],
-        support_masks: Float[Tensor, "b k H W"],
-    ) -> Similarities:
-        """The similarity maps that the merging blocks read (the paper's energy maps are their means)."""
-        query, support = self._features(query_images, support_images, support_masks)
-        return self.relation.similarities(query, support, support_masks)
-
     def _features(self, queries: Tensor, supports: Tensor, masks: Tensor) -> tuple[Features, Features]:
         b, k = supports.shape[:2]
         if queries.shape != (b, *supports.shape[2:]) or masks.shape != (b, k, *queries.shape[-2:]) or k == 0:
@@ -137,3 +132,23 @@ class MSHNet(nn.Module):
         # One call for all images of the episodes: the backbone is most of the work.
         features = self.backbone(torch.cat([queries, supports.flatten(0, 1)]))
         return Features(*(maps[:b] for maps in features)), Features(*(maps[b:] for maps in features))
+
+
+class MSHNet(FewShotModel):
+    """Few-shot segmentation by hyperrelations: 29,626,952 learnable parameters with ResNet-50 and both similarities."""
+
+    relation: RelationNetwork
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.relation = RelationNetwork(config, self.backbone.layers, self.backbone.channels)
+
+    def similarities(
+        self,
+        query_images: Float[Tensor, "b 3 H W"],
+        support_images: Float[Tensor, "b k 3 H W"],
+        support_masks: Float[Tensor, "b k H W"],
+    ) -> Similarities:
+        """The similarity maps that the merging blocks read (the paper's energy maps are their means)."""
+        query, support = self._features(query_images, support_images, support_masks)
+        return self.relation.similarities(query, support, support_masks)

@@ -192,7 +192,7 @@ def fold_key(config: CrossValidationConfig, drawn: DrawnTraining) -> str:
 
     Not where the backbone's weights lie: the folder's name holds their content, and they may be moved.
     """
-    return fingerprint(config.to_json()["model"], config.to_json()["training"], config.precision, drawn.to_json())
+    return fingerprint(config.model.identity(), config.to_json()["training"], config.precision, drawn.to_json())
 
 
 def name_of(step: int) -> str:

@@ -14,25 +14,25 @@ if TYPE_CHECKING:
 
     from mshnet.backbone import Backbone, Features, InferenceBackbone
     from mshnet.data.store.images import ImageStore
-    from mshnet.model import MSHNet, Prediction
+    from mshnet.model import FewShotModel, Prediction
 
 
 CALIBRATION_IMAGES = 64
 
 
-def build_network(config: CrossValidationConfig, images: ImageStore | None = None) -> MSHNet:
+def build_network(config: CrossValidationConfig, images: ImageStore | None = None) -> FewShotModel:
     """The network before training: weights drawn from the seed, backbone loaded.
 
     A backbone with random weights is calibrated on some of the training images, where they are given.
     """
     import torch
 
+    from mshnet import architectures
     from mshnet.checkpoint import load_backbone_weights
     from mshnet.data.transforms import normalise
-    from mshnet.model import MSHNet
 
     torch.manual_seed(config.training.seed)
-    model = MSHNet(config.model)
+    model = architectures.build(config.model)
     load_backbone_weights(model.backbone, config.backbone_weights, config.training.seed)
     if config.backbone_weights == "random" and images is not None:
         rows = [row for row, (_, subset, _) in enumerate(images.contents()) if subset == "train"]
@@ -85,6 +85,7 @@ class Relation:
             logits_low=prediction.logits_low.float(),
             inner_logits=tuple(logits.float() for logits in prediction.inner_logits),
             size=prediction.size,
+            auxiliary=tuple(loss.float() for loss in prediction.auxiliary),
         )
 
 

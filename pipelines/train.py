@@ -69,8 +69,7 @@ def stage(
 
 def key(config: CrossValidationConfig, inputs: Mapping[str, str], drawn: Stage) -> str:
     """Fingerprint of a fold's weights. The number of workers changes rounding only."""
-    plain = config.to_json()
-    settings = (plain["model"], plain["training"], config.precision)
+    settings = (config.model.identity(), config.to_json()["training"], config.precision)
     return fingerprint("train", CODE_VERSION, drawn.key, inputs["backbone_weights"], *settings)
 
 
