@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from pipelines import storage
 from pipelines.config import CrossValidationConfig
 from pipelines.results import EpisodeOutcome
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
-    from mshnet.data.batches import EpisodeLoader
+    from mshnet.backbone import Features
+    from mshnet.data.batches import EpisodeBatch, EpisodeLoader
     from mshnet.data.episodes import Episode
+    from mshnet.data.store.images import ImageStore
     from mshnet.engine import Predictor
     from mshnet.features import FeatureCache
+    from mshnet.judging import Segmentation
     from mshnet.outcomes import Outcomes
+    from mshnet.visualize import Shown
 
 MISSED_IOU = 0.5
 """A small object with less than this was missed."""
@@ -38,46 +41,90 @@ def draw_pictures(
 ) -> list[EpisodeOutcome]:
     """Draw the best, the median and the worst episodes and the failures into the folder, each query at most once.
 
-    `episodes` are the outcomes' own, in their order; `predict` gives scores that are above 0 on the object. The first
-    of each rank has its energy maps drawn too where `relation` has similarities to show.
+    `episodes` are the outcomes' own, in their order. The first of each rank has its energy maps drawn too, where
+    `relation` has similarities to show.
     """
     import torch
 
-    from mshnet.visualize import episode_panel, png_bytes
+    from mshnet.visualize import energy_picture, episode_panel, png_bytes
 
-    store = loader.store
     iou = episode_iou(outcomes)
     ranked = ranked_episodes(outcomes, [e.query for e in episodes], config.evaluation.panels_each)
+    with_energy = dict(reversed(ranked))  # the first of each
     panels = []
     for (rank, index), batch in zip(ranked, loader.batches(episodes, [[index] for _, index in ranked]), strict=True):
         with torch.no_grad():
-            predicted = (predict(*features.of(batch), batch)[0] > 0).cpu().numpy()
-        episode = episodes[index].named(store.image_id)
-        name = store.manifest.class_names[episode.class_id]
-        picture = episode_panel(
-            _pixels(batch.query_images[0]),
-            batch.query_masks[0].cpu().numpy(),
-            predicted,
-            [
-                (_pixels(image), mask.cpu().numpy() > 0)
-                for image, mask in zip(batch.support_images[0], batch.support_masks[0], strict=True)
-            ],
-            name,
-            f"{rank}: {episode.query}",
-        )
+            found = features.of(batch)
+            segmented = predict(*found, batch)
+        shown = _shown(config, loader.store, batch, segmented, float(iou[index]))
+        episode = episodes[index].named(loader.store.image_id)
         file = f"{rank.replace(' ', '-')}-{index:05d}.png"
-        storage.write_bytes(storage.join(folder, file), png_bytes(picture))
+        storage.write_bytes(storage.join(folder, file), png_bytes(episode_panel(shown, f"{rank}: {episode.query}")))
+        energy = ""
+        if with_energy[rank] == index and hasattr(relation, "similarities"):
+            energy = f"energy-{file}"
+            energies = _energies(relation, *found, batch)
+            storage.write_bytes(storage.join(folder, energy), png_bytes(energy_picture(shown, energies)))
         panels.append(
             EpisodeOutcome(
                 query=episode.query,
                 supports=list(episode.supports),
-                class_name=name,
-                iou=float(iou[index]),
+                class_name=shown.class_name,
+                iou=shown.iou,
                 picture=file,
                 rank=rank,
+                energy=energy,
             )
         )
     return panels
+
+
+def _shown(
+    config: CrossValidationConfig, store: ImageStore, batch: EpisodeBatch, found: Segmentation, iou: float
+) -> Shown:
+    """The batch's only episode at its images' own proportions, as it was judged."""
+    from mshnet.config import IGNORE_INDEX
+    from mshnet.visualize import Shown
+
+    row, class_id = batch.query_rows[0], batch.class_ids[0]
+    truth = store.original_mask(row, class_id, with_ignore=True).numpy()
+    if config.evaluation.ignored == "background":
+        truth = np.where(truth == IGNORE_INDEX, 0, truth).astype(np.uint8)
+    size = (truth.shape[0], truth.shape[1])
+    return Shown(
+        query=_picture(store, row),
+        truth=truth,
+        prediction=found.masks(size)[0].cpu().numpy(),
+        supports=[
+            (_picture(store, support), store.original_mask(support, class_id).numpy() == 1)
+            for support in batch.support_rows[0]
+        ],
+        class_name=store.manifest.class_names[class_id],
+        iou=iou,
+    )
+
+
+def _picture(store: ImageStore, row: int) -> UInt8[np.ndarray, "h w 3"]:
+    """The stored square, stretched back to the image's own size."""
+    from PIL import Image
+
+    height, width = store.size_px(row)
+    square = Image.fromarray(store.image(row).permute(1, 2, 0).numpy())
+    return np.asarray(square.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _energies(
+    relation: Any, query: Features, support: Features, batch: EpisodeBatch
+) -> dict[tuple[int, str], Float[np.ndarray, "H W"]]:
+    import torch
+
+    from mshnet.explain import energy_maps
+
+    masks = batch.support_masks.float()
+    with torch.no_grad():
+        similarities = relation.similarities(query, support, masks)
+    maps = energy_maps(similarities, (masks.shape[-2], masks.shape[-1]))
+    return {key: energy[0].cpu().numpy() for key, energy in maps.items()}
 
 
 def episode_iou(outcomes: Outcomes) -> Float[np.ndarray, " n"]:
@@ -121,7 +168,3 @@ def _candidates(outcomes: Outcomes) -> Iterator[tuple[str, list[int]]]:
     small = outcomes.object_px / counted < SIZES["small"]
     missed = small & (iou < MISSED_IOU)
     yield "missed small object", [i for i in best[::-1].tolist() if missed[i]]
-
-
-def _pixels(image: torch.Tensor) -> np.ndarray:
-    return image.permute(1, 2, 0).cpu().numpy()

@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 
 from mshnet.protocols import Protocol
-from mshnet.visualize import class_bars, episode_panel, foreground_iou, learning_curves, png_bytes
+from mshnet.visualize import Shown, class_bars, episode_panel, foreground_iou, learning_curves, png_bytes
 from pipelines.results import BASELINES, CrossValidation, EpisodeOutcome, EpochRecord, FoldResult, Score, mean
 
 CLASSES = [
@@ -57,8 +57,16 @@ def panel(fold: int, size: tuple[int, int], miss: int, class_name: str, note: st
     truth[disc(width * 0.55, height * 0.5, height * 0.33) & ~wanted] = 255
     found = disc(width * 0.55 + miss, height * 0.5, height * 0.3)
     support = disc(width * 0.35, height * 0.45, height * 0.25)
-    drawn = episode_panel(picture(wanted, 200), truth, found, [(picture(support, 150), support)], class_name, note)
-    return png_bytes(drawn), foreground_iou(truth, found)
+    iou = foreground_iou(truth, found)
+    shown = Shown(
+        query=picture(wanted, 200),
+        truth=truth,
+        prediction=found,
+        supports=[(picture(support, 150), support)],
+        class_name=class_name,
+        iou=iou,
+    )
+    return png_bytes(episode_panel(shown, note)), iou
 
 
 def fold_result(fold: int, epochs: int) -> tuple[FoldResult, dict[str, bytes]]:
