@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from mshnet.protocols import EPISODES
+from pipelines.config import fingerprint
 from tests.conftest import needs_shared
 
 
@@ -40,16 +42,38 @@ def lists(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_count_seed_and_our_protocol(lists: Path) -> None:
+def test_count_seeds_and_our_protocol(lists: Path) -> None:
     flags = ("--dataset", "pascal", "--split-lists", str(lists), "--fold", "3", "--shot", "2")
-    ours = ("--protocol", "balanced", "--count", "20", "--seed")
-    printed = json.loads(_run(*flags, *ours, "5").stdout)
+    ours = ("--protocol", "balanced", "--count", "20", "--seeds")
+    done = _run(*flags, *ours, "5")
+    printed = json.loads(done.stdout)
+    assert done.stderr == f"seed 5: 20 episodes, hash {fingerprint(printed)}\n"
     assert sorted(c for _, _, c in printed) == [c for c in range(15, 20) for _ in range(4)]
     assert all(len({q, *supports}) == 3 for q, supports, _ in printed)
-    assert json.loads(_run(*flags, *ours, "5").stdout) == printed
-    assert json.loads(_run(*flags, *ours, "6").stdout) != printed
+    both = _run(*flags, *ours, "5", "6")
+    drawn = json.loads(both.stdout)
+    assert drawn[:20] == printed != drawn[20:]
+    assert both.stderr.splitlines() == [
+        f"seed 5: 20 episodes, hash {fingerprint(printed)}",
+        f"seed 6: 20 episodes, hash {fingerprint(drawn[20:])}",
+        f"all seeds: 40 episodes, hash {fingerprint(drawn)}",
+    ]
     published = json.loads(_run(*flags, "--count", "17").stdout)
     assert [e[0] for e in published[:2] + published[15:]] == ["image16_0", "image17_0"] * 2
+
+
+def test_the_named_protocols_as_a_table() -> None:
+    done = _run("--list-protocols")
+    assert (done.returncode, done.stderr) == (0, "")
+    heading, *rows = [[cell.strip() for cell in line.split("  ") if cell] for line in done.stdout.splitlines()]
+    assert heading == ["protocol", "draw", "episodes per seed", "seeds", "episodes per fold"]
+    assert rows == [
+        ["published", "published", "1,000", "0", "1,000"],
+        ["published-5x1000", "published", "1,000", "0, 1, 2, 3, 4", "5,000"],
+        ["published-10000", "published", "10,000", "0", "10,000"],
+        ["balanced", "balanced", "1,000", "0", "1,000"],
+    ]
+    assert [row[0] for row in rows] == list(EPISODES)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +86,8 @@ def test_count_seed_and_our_protocol(lists: Path) -> None:
             1,
             "every class needs 4 images or more for 3-shot episodes; too few: aeroplane (3)",
         ),
+        ({"--seeds": "-3"}, 1, "evaluation_seeds must be distinct and 0..2^32 - 1, got (-3,)"),
+        ({"--split-lists": ""}, 1, "expected --split-lists DIR, the folder of the field's list files, got none"),
         ({"--split-lists": "nowhere"}, 1, "no split lists under 'nowhere'"),
         ({"--dataset": "ade"}, 2, "ade"),
         ({"--fold": "one"}, 2, "one"),
@@ -81,7 +107,7 @@ def test_bad_input(change: dict[str, str], code: int, message: str, lists: Path)
 def test_help_names_every_flag_and_loads_nothing_heavy() -> None:
     done = _run("--help")
     assert done.returncode == 0
-    for flag in ("--dataset", "--split-lists", "--fold", "--shot", "--protocol", "--count", "--seed"):
+    for flag in ("--dataset", "--split-lists", "--fold", "--shot", "--protocol", "--count", "--seeds"):
         assert flag in done.stdout
     heavy = "('torch', 'ray', 'mlflow', 'numpy')"
     code = f"import sys, pipelines.episodes; print([m for m in {heavy} if m in sys.modules])"

@@ -6,9 +6,12 @@ import math
 from typing import Any
 
 import pytest
+from hypothesis import given
 
 from mshnet.errors import InputError
-from pipelines.results import CrossValidation, EpochRecord, FoldResult, Score, mean
+from mshnet.protocols import Protocol
+from pipelines.results import CHOSEN_ON_TEST, CrossValidation, EpochRecord, FoldResult, Score, mean
+from tests.mshnet.test_protocols import protocols
 from tests.pipelines.cross_validation_example import cross_validation_example
 
 
@@ -28,6 +31,21 @@ def test_a_whole_cross_validation_survives_json() -> None:
     assert again.folds[2].history[3].loss == result.folds[2].history[3].loss
     assert CrossValidation.from_json(text) == result
     assert FoldResult.from_json(result.folds[0].to_json()) == result.folds[0]
+
+
+@given(protocols)
+def test_a_protocol_survives_json_with_its_label(protocol: Protocol) -> None:
+    fold = dataclasses.replace(cross_validation_example()[0].folds[0], protocol=protocol)
+    again = FoldResult.from_json(fold.to_text())
+    assert again == fold
+    assert again.protocol.label == protocol.label
+
+
+def test_a_number_chosen_on_one_of_several_seeds_is_chosen_on_the_test() -> None:
+    fold = cross_validation_example()[0].folds[0]
+    for selection, on_test in [(CHOSEN_ON_TEST, True), (f"{CHOSEN_ON_TEST} (of seed 0)", True), ("last epoch", False)]:
+        labelled = dataclasses.replace(fold, protocol=dataclasses.replace(fold.protocol, selection=selection))
+        assert labelled.chosen_on_test == on_test
 
 
 @pytest.mark.parametrize(("value", "written"), [(math.nan, "NaN"), (math.inf, "Infinity"), (-math.inf, "-Infinity")])

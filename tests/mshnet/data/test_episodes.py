@@ -30,7 +30,7 @@ from mshnet.data.episodes import (
     small_classes,
     usable_classes,
 )
-from mshnet.data.folds import base_classes
+from mshnet.data.folds import base_classes, novel_classes
 from mshnet.data.splits import Pair, read_split_lists
 from mshnet.errors import InputError
 from tests.conftest import needs_shared
@@ -56,8 +56,12 @@ def test_published_episodes_exactly(dataset: str, fold: int, shot: int, official
     assert [[e.query, list(e.supports), e.class_id] for e in drawn[: len(wanted)]] == wanted
     assert len(wanted) == 250
     assert all(e.query not in e.supports and len(e.supports) == shot for e in drawn)
+    assert drawn == published_episodes(dataset, lists.val, fold, shot, 1000, seed=0)
+    other = published_episodes(dataset, lists.val, fold, shot, 1000, seed=1)
+    assert sum(a == b for a, b in zip(drawn, other, strict=True)) < 30
     if dataset == "pascal":  # walks the list, from the start again where it ends
         assert [(e.query, e.class_id) for e in drawn] == [lists.val[i % len(lists.val)] for i in range(1000)]
+        assert [(e.query, e.class_id) for e in other] == [(e.query, e.class_id) for e in drawn]
 
 
 @needs_shared
@@ -68,6 +72,34 @@ def test_published_supports_may_repeat(shared: Path) -> None:
         val = read_split_lists("pascal", str(shared / "reference/splits"), fold).val
         repeated.append(sum(len(set(e.supports)) < 5 for e in published_episodes("pascal", val, fold, 5)))
     assert (min(repeated), max(repeated)) == (53, 133)
+
+
+@st.composite
+def listed(draw: st.DrawFn) -> tuple[str, list[Pair], int]:
+    """A data set, pairs of all of fold 0's classes in any order, and a number of shots that they allow."""
+    dataset = draw(st.sampled_from(["pascal", "coco"]))
+    classes = novel_classes(dataset, 0)
+    shot = draw(st.integers(1, 4))
+    sizes = draw(st.lists(st.integers(shot + 3, 30), min_size=len(classes), max_size=len(classes)))
+    pairs = [(f"i{i}", c) for c, size in zip(classes, sizes, strict=True) for i in range(size)]
+    return dataset, draw(st.permutations(pairs)), shot
+
+
+@given(listed(), st.integers(1, 2**32 - 1))
+@settings(max_examples=40, deadline=None)
+def test_a_seed_of_the_published_draw(lists: tuple[str, list[Pair], int], seed: int) -> None:
+    dataset, pairs, shot = lists
+    drawn = published_episodes(dataset, pairs, 0, shot, 60, seed)
+    assert drawn == published_episodes(dataset, pairs, 0, shot, 60, seed)
+    assert drawn[:25] == published_episodes(dataset, pairs, 0, shot, 25, seed)
+    # Sixty supports drawn from four images or more: alike by chance never.
+    assert drawn != published_episodes(dataset, pairs, 0, shot, 60)
+    for episode in drawn:
+        assert len(episode.supports) == shot
+        assert episode.query not in episode.supports
+        assert {(image, episode.class_id) for image in episode.images} <= set(pairs)
+    if dataset == "pascal":
+        assert [(e.query, e.class_id) for e in drawn] == [pairs[i % len(pairs)] for i in range(60)]
 
 
 def test_published_needs_k_plus_one_images() -> None:
@@ -108,6 +140,9 @@ def test_other_bad_numbers() -> None:
         published_episodes("pascal", PAIRS, 7, 1)
     with pytest.raises(InputError, match="number of episodes must be 1 or more, got 0"):
         published_episodes("pascal", PAIRS, 0, 1, count=0)
+    for seed in (-1, 2**32):
+        with pytest.raises(InputError, match=rf"seed of the published draw must be 0\.\.2\^32 - 1, got {seed}"):
+            published_episodes("pascal", PAIRS, 0, 1, seed=seed)
     with pytest.raises(InputError, match="seed must be 0"):
         TrainingSampler(NUMBERED, range(5), 1, -1, 10)
     sampler = TrainingSampler(NUMBERED, range(5), 1, 0, 10)
