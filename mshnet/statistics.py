@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from mshnet.errors import InputError
-from mshnet.metrics import Counts, miou, sum_by_class
+from mshnet.metrics import Counts, class_iou, miou, sum_by_class
 from mshnet.outcomes import Outcomes
 
 LEVEL = 0.95
@@ -41,7 +41,7 @@ class Difference:
     """The first's number less the second's on the same episodes; IoU from 0 to 1."""
 
     miou: float
-    """Difference of the mean over the folds."""
+    """Difference of the two mIoU (of a class: IoU)."""
     low: float
     high: float
     p_value: float
@@ -56,6 +56,20 @@ class Difference:
     def shown(self) -> bool:
         """Whether zero lies outside the interval."""
         return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class Differences:
+    """A difference, and where it comes from.
+
+    Each fold and class is a test of its own: of twenty classes without any difference, one is expected to show one.
+    """
+
+    mean: Difference
+    """Of the mean over the folds."""
+    folds: tuple[Difference, ...]
+    classes: tuple[dict[int, Difference], ...]
+    """Of each fold by class id; only classes that have a pixel in both."""
 
 
 def bootstrap(
@@ -93,35 +107,32 @@ def bootstrap_mean(
 def paired(
     folds: Sequence[tuple[Outcomes, Outcomes, Sequence[int]]], samples: int, seed: int = 0, level: float = LEVEL
 ) -> Difference:
-    """The first's mean mIoU over the folds less the second's, both on the same resampled episodes.
+    """The first's mean mIoU over the folds less the second's; each fold has two outcomes and its classes.
 
-    What makes an episode hard is hard for both and falls out of the difference, so this finds smaller differences
-    than two separate intervals. Raises InputError where a fold's two outcomes are not of the same episodes.
+    Both are judged on the same resampled episodes: what makes an episode hard is hard for both and falls out of the
+    difference, so this finds smaller differences than two separate intervals. Raises InputError where a fold's two
+    outcomes are not of the same episodes.
     """
+    return paired_in_detail(folds, samples, seed, level).mean
+
+
+def paired_in_detail(
+    folds: Sequence[tuple[Outcomes, Outcomes, Sequence[int]]], samples: int, seed: int = 0, level: float = LEVEL
+) -> Differences:
+    """As `paired`, with each fold and each of its classes from the same resamples."""
     _one_or_more(len(folds), "fold")
-    resampled, point = np.zeros(samples), 0.0
+    mean, point, by_fold, by_class = np.zeros(samples), 0.0, [], []
     for position, (a, b, classes) in enumerate(folds):
-        first, second = _resampled_pair(a, b, classes, _Resampling(samples, seed, position))
-        resampled += (_miou(first) - _miou(second)) / len(folds)
-        point += (_whole_miou(a, classes) - _whole_miou(b, classes)) / len(folds)
-    return _difference(point, resampled, level)
-
-
-def paired_by_class(
-    a: Outcomes, b: Outcomes, classes: Sequence[int], samples: int, seed: int = 0, level: float = LEVEL
-) -> dict[int, Difference]:
-    """As `paired`, the IoU of each class of one fold; only classes that have a pixel in both.
-
-    As many tests as classes: of twenty without any difference, one is expected to show one.
-    """
-    first, second = (_class_iou(sums) for sums in _resampled_pair(a, b, classes, _Resampling(samples, seed)))
-    whole = [sum_by_class(x.counts, x.class_ids.tolist(), classes) for x in (a, b)]
-    differences = {}
-    for row, class_id in enumerate(classes):
-        if all(x.union[row, 1] for x in whole):
-            point = [float(x.intersection[row, 1] / x.union[row, 1]) for x in whole]
-            differences[class_id] = _difference(point[0] - point[1], first[:, row] - second[:, row], level)
-    return differences
+        sums = _resampled_pair(a, b, classes, _Resampling(samples, seed, position))
+        wholes = [sum_by_class(x.counts, x.class_ids.tolist(), classes) for x in (a, b)]
+        resampled, difference = _miou(sums[0]) - _miou(sums[1]), miou(wholes[0]) - miou(wholes[1])
+        mean += resampled / len(folds)
+        point += difference / len(folds)
+        by_fold.append(_difference(difference, resampled, level))
+        resampled_iou = _class_iou(sums[0]) - _class_iou(sums[1])
+        rows = zip(classes, class_iou(wholes[0]), class_iou(wholes[1]), resampled_iou.T, strict=True)
+        by_class.append({c: _difference(x - y, values, level) for c, x, y, values in rows if not np.isnan(x - y)})
+    return Differences(_difference(point, mean, level), tuple(by_fold), tuple(by_class))
 
 
 def by_size(outcomes: Outcomes, classes: Sequence[int]) -> dict[str, tuple[float, int]]:

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
 
 from mshnet.command_line import run
 from mshnet.errors import InputError
 from pipelines.results import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from mshnet.outcomes import Judged, Outcomes
     from mshnet.statistics import Difference
@@ -70,8 +72,8 @@ class Comparison(Record):
 
 
 def compare(
-    a: str,
-    b: str = "",
+    a: Annotated[str, tyro.conf.arg(metavar="A")],
+    b: Annotated[str, tyro.conf.arg(metavar="B")] = "",
     /,
     predictor: str = "trained",
     baseline: str = "",
@@ -86,12 +88,11 @@ def compare(
     A and B are each the URI of a cross_validation.json (or the report's folder), or the id of a cross-validation's
     parent run in MLflow. The same resampled episodes serve both (a paired bootstrap, within each class), so that what
     makes an episode hard falls out of the difference. Runs whose episodes differ are refused. The table and the
-    sentence go to stderr, one line of JSON to stdout. To hold a run against a baseline on its own episodes:
-    `A --baseline prototype`.
+    sentence go to stderr, one line of JSON to stdout.
 
     Args:
         a: The first run.
-        b: The second run; left out: the first again, with --baseline.
+        b: The second run; left out: the first again, to hold it against a baseline (A --baseline prototype).
         predictor: Who is judged in A: trained, untrained, foreground or prototype.
         baseline: Who is judged in B; empty: the same as in A.
         shot: Supports per episode; 0: A's own.
@@ -128,22 +129,26 @@ class Side:
 def compared(a: Side, b: Side, *, shot: int, folds: Sequence[int], samples: int, seed: int) -> Comparison:
     """The paired test over the folds that both have. InputError where the episodes are not the same."""
     from mshnet.data.folds import class_names
-    from mshnet.statistics import paired
+    from mshnet.statistics import paired_in_detail
 
     chosen = _folds(a.run, b.run, folds)
     pairs = _pairs(a, b, shot, chosen)
     names = class_names(a.run.dataset)
     parts = [(*pair, sorted(set(pair[0].class_ids.tolist()))) for pair in pairs.values()]
-    rows = [_fold(fold, part, names, samples, seed) for fold, part in zip(chosen, parts, strict=True)]
-    difference, episodes = paired(parts, samples, seed), sum(row.episodes for row in rows)
+    found = paired_in_detail(parts, samples, seed)
+    rows = [
+        _fold(fold, part, names, difference, by_class)
+        for fold, part, difference, by_class in zip(chosen, parts, found.folds, found.classes, strict=True)
+    ]
+    episodes = sum(row.episodes for row in rows)
     means = [sum(values) / len(rows) for values in ([row.miou.a for row in rows], [row.miou.b for row in rows])]
     return Comparison(
         a=a.label,
         b=b.label,
         protocol=replace(a.run.folds[chosen[0]].protocol, shot=shot).label,
         episodes=episodes,
-        miou=_measured(means[0], means[1], difference),
-        verdict=verdict(difference, episodes),
+        miou=_measured(means[0], means[1], found.mean),
+        verdict=verdict(found.mean, episodes),
         folds=rows,
         notes=_notes(a, b, chosen, parts),
     )
@@ -151,12 +156,14 @@ def compared(a: Side, b: Side, *, shot: int, folds: Sequence[int], samples: int,
 
 def verdict(difference: Difference, episodes: int) -> str:
     """The sentence, in mIoU points (percent)."""
+    points, half = 100 * difference.miou, 100 * difference.half_width
+    digits = 2 if 0 < half < 0.1 else 1
     p = "p < 0.001" if difference.p_value < 0.0005 else f"p = {difference.p_value:.3f}"
-    by = f"{difference.half_width * 100:.1f} mIoU points (95 %, paired bootstrap over {episodes:,} episodes, {p})"
-    points = difference.miou * 100
+    how = f"{half:.{digits}f} mIoU points (95 %, paired bootstrap over {episodes:,} episodes, {p})"
     if difference.shown:
-        return f"A is {'better' if points > 0 else 'worse'} than B by {abs(points):.1f} ± {by}"
-    return f"no difference that these episodes could show: A less B is {points:.1f} ± {by}".replace("is -0.0", "is 0.0")
+        return f"A is {'better' if difference.low > 0 else 'worse'} than B by {abs(points):.{digits}f} ± {how}"
+    points = round(points, digits) + 0.0  # no minus before a zero
+    return f"no difference that these episodes could show: A less B is {points:.{digits}f} ± {how}"
 
 
 def text(result: Comparison) -> str:
@@ -182,19 +189,19 @@ def _line(label: str, x: Measured, width: int) -> str:
     return f"{label:<{width}}  {100 * x.a:5.1f}  {100 * x.b:5.1f}  {100 * x.difference:+6.1f}  {ends:>15}  {p:>7}"
 
 
-def _fold(fold: int, part: Part, names: Sequence[str], samples: int, seed: int) -> FoldComparison:
+def _fold(
+    fold: int, part: Part, names: Sequence[str], difference: Difference, by_class: Mapping[int, Difference]
+) -> FoldComparison:
     from mshnet.metrics import class_iou, miou, sum_by_class
-    from mshnet.statistics import paired, paired_by_class
 
     first, second, classes = part
     sums = [sum_by_class(x.counts, x.class_ids.tolist(), classes) for x in (first, second)]
     iou = [dict(zip(classes, class_iou(x), strict=True)) for x in sums]
-    by_class = paired_by_class(first, second, classes, samples, seed)
     return FoldComparison(
         fold=fold,
         episodes=len(first),
-        miou=_measured(miou(sums[0]), miou(sums[1]), paired([part], samples, seed)),
-        class_iou={names[c]: _measured(iou[0][c], iou[1][c], difference) for c, difference in by_class.items()},
+        miou=_measured(miou(sums[0]), miou(sums[1]), difference),
+        class_iou={names[c]: _measured(iou[0][c], iou[1][c], found) for c, found in by_class.items()},
     )
 
 
@@ -302,7 +309,7 @@ def _notes(a: Side, b: Side, folds: Sequence[int], parts: Sequence[Part]) -> lis
                 notes.append(f"trained under different rules: {what} is {one!r} in A, {other!r} in B")
     few = sum(int((first.class_ids == c).sum()) < FEW for first, _, classes in parts for c in classes)
     if few:
-        notes.append(f"{few} classes have fewer than {FEW} episodes: the intervals are too narrow")
+        notes.append(f"classes with fewer than {FEW} episodes: {few}; the intervals are too narrow for that")
     return notes
 
 

@@ -12,12 +12,10 @@ from mshnet.errors import InputError
 from mshnet.outcomes import Judged, read_outcomes
 from mshnet.protocols import Protocol
 from pipelines import storage
-from pipelines.aggregate import RESULT_FILE
 from pipelines.results import CrossValidation, FoldResult
-from pipelines.tracking_search import FOLD_FILE, child_runs, file_of, name_and_params
+from pipelines.run_pages import OUTCOMES
+from pipelines.tracking_search import FOLD_FILE, RESULT_FILE, child_runs, file_of, name_and_params
 
-OUTCOMES_FILE = "outcomes.arrow"
-"""Beside FOLD_FILE in a fold's tracked run."""
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -90,14 +88,14 @@ def _tracked(run_id: str, tracking_uri: str) -> JudgedRun:
 
 
 def _logged_table(fold: FoldResult, tracking_uri: str, run_id: str) -> list[Judged]:
-    table = file_of(tracking_uri, run_id, OUTCOMES_FILE)
+    table = file_of(tracking_uri, run_id, OUTCOMES)
     if not table:
         raise InputError(
-            f"fold {fold.fold}: expected {OUTCOMES_FILE} among the files of its run {run_id}, found none: it was "
+            f"fold {fold.fold}: expected {OUTCOMES} among the files of its run {run_id}, found none: it was "
             "evaluated by an older version; submit its job again"
         )
     with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch, OUTCOMES_FILE)
+        file = Path(scratch, OUTCOMES)
         file.write_bytes(table)
         return read_outcomes(str(file), fold.outcomes_sha256)
 

@@ -16,7 +16,7 @@ from mshnet import statistics
 from mshnet.errors import InputError
 from mshnet.metrics import Counts, fb_iou, miou, sum_by_class
 from mshnet.outcomes import Outcomes
-from mshnet.statistics import bootstrap, bootstrap_mean, by_size, concatenated, paired, paired_by_class, spread
+from mshnet.statistics import bootstrap, bootstrap_mean, by_size, concatenated, paired, paired_in_detail, spread
 
 QUERY_PX = 1000
 CLASSES = (2, 5, 9)
@@ -206,9 +206,21 @@ def test_a_shift_is_found_that_two_intervals_would_not_show() -> None:
     assert found.half_width < 0.2 * (apart[0][1] - apart[0][0])
     back = paired([(b, a, CLASSES)], 1000)
     assert (back.miou, back.low, back.high) == pytest.approx((-found.miou, -found.high, -found.low), rel=1e-12)
-    by_class = paired_by_class(a, b, CLASSES, 1000)
-    assert list(by_class) == list(CLASSES)
-    assert np.mean([x.miou for x in by_class.values()]) == pytest.approx(found.miou, rel=1e-12)
+
+
+def test_where_a_difference_comes_from() -> None:
+    rng = np.random.default_rng(11)
+    folds = [(drawn(rng, 40), (2, 5, 9)), (drawn(rng, 40, classes=(3, 4)), (3, 4, 7))]
+    parts = [(folds[0][0], folds[0][0], folds[0][1]), (folds[1][0], worse(folds[1][0], rng, by=0.05), folds[1][1])]
+    found = paired_in_detail(parts, 500)
+    assert found.mean == paired(parts, 500)
+    assert found.mean.miou == pytest.approx(np.mean([x.miou for x in found.folds]), rel=1e-12)
+    assert [x.shown for x in found.folds] == [False, True]
+    assert [list(x) for x in found.classes] == [[2, 5, 9], [3, 4]]  # none of class 7 was drawn
+    assert found.folds[0] == paired(parts[:1], 500)
+    for difference, by_class in zip(found.folds, found.classes, strict=True):
+        assert difference.miou == pytest.approx(np.mean([x.miou for x in by_class.values()]), abs=1e-15)
+    assert all(x.shown and x.low < 0.05 < x.high for x in found.classes[1].values())
 
 
 def test_where_there_is_no_difference_one_is_found_as_often_as_it_says() -> None:
