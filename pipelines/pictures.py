@@ -74,9 +74,17 @@ def draw_pictures(
                 picture=file,
                 rank=rank,
                 energy=energy,
+                note=_note(outcomes, index),
             )
         )
     return panels
+
+
+def _note(outcomes: Outcomes, index: int) -> str:
+    counted = max(int(outcomes.counted_px[index]), 1)
+    object_px = int(outcomes.object_px[index])
+    false_px = int(outcomes.counts.union[index, 1]) - object_px
+    return f"Object {100 * object_px / counted:.1f} %, false foreground {100 * false_px / counted:.1f} % of the picture"
 
 
 def _shown(

@@ -187,10 +187,13 @@ class EpisodeOutcome(Record):
     """Why it is shown: one of RANKS."""
     energy: str = ""
     """File name of its energy maps, where they were drawn."""
+    note: str = ""
+    """What more its caption says: the object's size, false foreground."""
 
 
 RANKS = ("best", "median", "worst", "false foreground", "missed small object")
-"""worst: lowest IoU; false foreground: most pixels that are no object, for its size."""
+"""worst: lowest IoU; false foreground: most predicted pixels outside the object, of those that count; missed small
+object: lowest IoU of those whose object is small."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,8 +37,12 @@ def energy_picture(shown: Shown, energies: Mapping[tuple[int, str], Float[np.nda
     levels = [level for level in BLOCKS if any(level == key for key, _ in energies)]
     if not similarities or len(energies) != len(levels) * len(similarities):
         raise InputError(f"expected a map for each block and similarity, got {sorted(energies)}")
-    left = [(support_tile(shown.supports), "supports"), (framed(shown.query, shown.truth == 1, TRUTH_RGB), "query")]
-    beside = left if len(similarities) > 1 else [(_side_by_side([tile for tile, _ in left]), "supports, query")]
+    supports = "support" if len(shown.supports) == 1 else "supports"
+    left = [
+        (support_tile(shown.supports), supports),
+        (framed(shown.query, shown.truth == 1, TRUTH_RGB), "query, truth"),
+    ]
+    beside = left if len(similarities) > 1 else [(_side_by_side([t for t, _ in left]), f"{supports}; query, truth")]
     margin = max(tile.width for tile, _ in beside)
     row_px = TILE_PX + TEXT_PX
     start = GAP_PX + margin + 3 * GAP_PX
@@ -85,14 +89,17 @@ def _energy_tile(shown: Shown, energy: Float[np.ndarray, "_ _"], low: float, hig
     grey = np.asarray(Image.fromarray(shown.query).convert("L").resize(size, Image.Resampling.LANCZOS))
     wide = np.asarray(Image.fromarray(energy.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
     colours = _coloured((wide - low) / max(high - low, 1e-12))
-    # The picture only shades the colours, around their own lightness.
-    blended = OPACITY * colours + (1 - OPACITY) * grey[..., None].astype(np.float64)
+    blended = _over(colours, grey[..., None])
     blended[outline(fitted(shown.truth == 1, size))] = 255
     tile = Image.new("RGB", (TILE_PX, TILE_PX), PAPER)
     drawn = Image.fromarray(blended.round().astype(np.uint8))
     tile.paste(drawn, ((TILE_PX - size[0]) // 2, (TILE_PX - size[1]) // 2))
     ImageDraw.Draw(tile).rectangle((0, 0, TILE_PX - 1, TILE_PX - 1), outline=FRAME)
     return tile
+
+
+def _over(colours: Float[np.ndarray, "h w 3"], grey: Any) -> Float[np.ndarray, "h w 3"]:
+    return np.asarray(OPACITY * colours + (1 - OPACITY) * grey)
 
 
 def _coloured(share: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w 3"]:
@@ -106,8 +113,9 @@ def _colour_bar(picture: Image.Image, at: tuple[int, int], low: float, high: flo
     from PIL import Image, ImageDraw
 
     left, top = at
-    ramp = _coloured(np.linspace(1, 0, TILE_PX)[:, None].repeat(BAR_PX, 1)).round().astype(np.uint8)
-    picture.paste(Image.fromarray(ramp), (left, top))
+    # Over a middle grey, as the maps are over the query.
+    ramp = _over(_coloured(np.linspace(1, 0, TILE_PX)[:, None].repeat(BAR_PX, 1)), 128)
+    picture.paste(Image.fromarray(ramp.round().astype(np.uint8)), (left, top))
     draw = ImageDraw.Draw(picture)
     draw.rectangle((left, top, left + BAR_PX - 1, top + TILE_PX - 1), outline=FRAME)
     for value, y, anchor in (
