@@ -245,7 +245,8 @@ def draw_test(
     images = ImageStore(store)
     lists = _read_fold(config, fold, images)
     wanted = config.evaluation.episodes
-    tests, drawn = [], {}
+    tests: list[TestList] = []
+    drawn: dict[str, list[Episode[str]]] = {}
     for shot in config.test_shots:
         for seed in wanted.seeds:
             split = f"{MAIN}-{shot}shot-seed{seed}" if drawn else MAIN

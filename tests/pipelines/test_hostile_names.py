@@ -76,9 +76,10 @@ def hostile(result: CrossValidation) -> CrossValidation:
                 novel_classes=[f"{MARKUP}{name}" for name in fold.novel_classes],
                 score=dataclasses.replace(fold.score, class_iou=classes(fold.score.class_iou)),
                 panels=panels,
-                split_lists=MARKUP,
-                selection=MARKUP,
-                protocol=MARKUP,
+                protocol=dataclasses.replace(
+                    fold.protocol,
+                    **dict.fromkeys(("name", "mask_mode", "split_lists", "selection", "classes"), MARKUP),  # type: ignore[arg-type]
+                ),
             )
         )
     return dataclasses.replace(
