@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mshnet.errors import InputError
+from mshnet.protocols import EPISODES, Protocol
 from pipelines.cells import SHOTS, Table
 from pipelines.results import FoldResult
 from pipelines.tracking import flattened
 from pipelines.tracking_search import TrackedRun
 
+FIELD_LISTS = "the field's list files"
 Measured = tuple[tuple[str, str], ...]
 """How a run was measured, as (name, value) pairs: runs in one table agree in all of it."""
 
@@ -92,10 +94,7 @@ def _of_fold(fold: FoldResult) -> Measured:
     protocol = fold.protocol
     size = f"{protocol.side_px} px"
     return (
-        (
-            "test episodes",
-            protocol.name if len(protocol.seeds) == 1 else f"{protocol.name}, {len(protocol.seeds)} seeds",
-        ),
+        ("test episodes", _episodes(protocol)),
         ("checkpoint", protocol.selection.split(" (")[0]),
         ("image size", f"{size} square" if protocol.resize == "square" else f"{size} square, judged at original size"),
         ("ignored pixels", "left out of the counts" if protocol.ignore == "excluded" else "background"),
@@ -103,10 +102,15 @@ def _of_fold(fold: FoldResult) -> Measured:
         # Each fold's lists have a hash of their own.
         (
             "split lists",
-            "the field's list files" if protocol.split_lists.startswith("lists:") else protocol.split_lists,
+            FIELD_LISTS if protocol.split_lists.startswith("lists:") else protocol.split_lists,
         ),
         ("training images with a novel class", "left out" if protocol.novel_removed else "kept"),
     )
+
+
+def _episodes(protocol: Protocol) -> str:
+    several = f" of each of {len(protocol.seeds)} seeds" if len(protocol.seeds) > 1 else ""
+    return f"{protocol.name} ({protocol.episodes:,} episodes{several})" if protocol.name in EPISODES else protocol.name
 
 
 @dataclass(frozen=True)
@@ -209,3 +213,8 @@ def check(asked: Asked) -> None:
     for name, known in words.items():
         if (given := getattr(asked, name)) and given not in known:
             raise InputError(f"{name} must be one of {', '.join(known)}, or left out, got {given!r}")
+
+
+def mean_miou(found: TrackedRun) -> float | None:
+    """Of the folds that a run has, in %; None without any."""
+    return 100 * sum(fold.score.miou for fold in found.folds) / len(found.folds) if found.folds else None

@@ -6,11 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mshnet.config import ARCHITECTURES
 from pipelines import paper_numbers
 from pipelines.results import BASELINES, CrossValidation, FoldResult, Interval
 
-ARCHITECTURES = {"mshnet": "MSHNet", "panet": "prototype alignment"}
-"""`CrossValidation.architecture` as tables name it."""
 LABELS = {
     "untrained": "same network, untrained",
     "foreground": "everything is foreground",
@@ -62,9 +61,14 @@ def in_percent(interval: Interval | None) -> Interval | None:
     return interval and Interval(low=100 * interval.low, high=100 * interval.high)
 
 
+def network_name(architecture: str) -> str:
+    """`CrossValidation.architecture` as tables name it."""
+    return next((title for name, title in ARCHITECTURES.items() if name == architecture), architecture)
+
+
 def trained_label(architecture: str) -> str:
     """The row of a trained network."""
-    return f"{ARCHITECTURES.get(architecture, architecture)}, trained"
+    return f"{network_name(architecture)}, trained"
 
 
 def table_header(result: CrossValidation) -> list[str]:
@@ -153,7 +157,7 @@ def setting(result: CrossValidation) -> str:
     similarity = "both similarities" if result.similarity == "both" else f"{result.similarity} similarity"
     network = f"{result.backbone}, {similarity}"
     if result.architecture != "mshnet":
-        network = f"{result.backbone}, {ARCHITECTURES.get(result.architecture, result.architecture)}"
+        network = f"{result.backbone}, {network_name(result.architecture)}"
     return f"{result.dataset}, {network}, {result.shot}-shot, {result.image_size_px} px, {len(result.folds)} of 4 folds"
 
 

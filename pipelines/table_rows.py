@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -10,8 +10,8 @@ from typing import Any
 from mshnet.data.folds import FOLDS
 from pipelines import paper_numbers
 from pipelines.cells import BACKBONES, FB_IOU, MEAN, SHOTS, Table
-from pipelines.chosen_runs import Asked, Chosen, Key, choose, weights_of
-from pipelines.fold_table import LABELS, in_percent
+from pipelines.chosen_runs import FIELD_LISTS, Asked, Chosen, Key, choose, weights_of
+from pipelines.fold_table import LABELS, in_percent, network_name
 from pipelines.paper_numbers import PaperRow
 from pipelines.peer_numbers import PEERS, Peer, Published
 from pipelines.results import BASELINES, FoldResult, Interval, Record, Score
@@ -93,11 +93,11 @@ class Filled:
         """What keeps ours from being compared with the paper's: (name, here, paper)."""
         here = dict(self.chosen.measured)
         there = {
-            "test episodes": "published",
+            "test episodes": "published (1,000 episodes)",
             "checkpoint": "best epoch on the test episodes, as published",
             "image size": f"{paper_numbers.IMAGE_SIZE_PX} px square",
             "ignored pixels": "left out of the counts",
-            "split lists": paper_numbers.SPLIT_LISTS,
+            "split lists": FIELD_LISTS,
             "training images with a novel class": "left out" if self.table.dataset == "pascal" else "kept",
             "backbone weights": "imagenet",
         }
@@ -109,7 +109,7 @@ def fill(table: Table, runs: Sequence[TrackedRun], asked: Asked) -> Filled:
     chosen = choose(table, runs, asked)
     others = sorted({key.backbone for key in chosen.runs} - set(BACKBONES), key=list(BACKBONE_NAMES).index)
     blocks = tuple(
-        Block(backbone=backbone, rows=list(_rows(table, backbone, chosen))) for backbone in (*others, *BACKBONES)
+        Block(backbone=backbone, rows=list(_rows(table, backbone, chosen))) for backbone in (*BACKBONES, *others)
     )
     foreign = PEERS.get((table.dataset, "foundation models"), ()) if table.fb_iou else ()
     return Filled(table=table, blocks=blocks, chosen=chosen, foreign=foreign)
@@ -126,9 +126,7 @@ def _rows(table: Table, backbone: str, chosen: Chosen) -> Iterator[Row]:
         yield _ours(table, Key(backbone, similarity, "mshnet", 0), chosen, rows, f"MSHNet{name}, here")
     others = sorted({key.architecture for key in chosen.runs if key.backbone == backbone} - {"mshnet"})
     for architecture in others:
-        yield _ours(
-            table, Key(backbone, "both", architecture, 0), chosen, {}, f"{architecture_name(architecture)}, here"
-        )
+        yield _ours(table, Key(backbone, "both", architecture, 0), chosen, {}, f"{network_name(architecture)}, here")
     yield from _baselines(table, backbone, chosen)
     yield from (_peer(table, peer) for peer in peers if peer.later)
 
@@ -142,15 +140,16 @@ def _peer(table: Table, peer: Peer) -> Row:
 def _paper(table: Table, similarity: str, rows: dict[int, PaperRow | None], label: str) -> Row:
     numbers: list[Number] = []
     for shot, row in rows.items():
-        published = row and Published(row.mean_miou, row.fold_miou, row.fb_iou)
+        published = Published(row.mean_miou, row.fold_miou, row.fb_iou) if row else None
         numbers += _printed(table, shot, published)
     parameters = paper_numbers.PARAMETERS[similarity]
     return Row(kind="paper", label=label, similarity=similarity, numbers=numbers, paper_parameters=parameters)
 
 
 def _printed(table: Table, shot: int, published: Published | None) -> Iterator[Number]:
-    folds: Sequence[float | None] = (published and published.fold_miou) or [None] * FOLDS
-    values = [*folds, published and published.mean_miou, published and published.fb_iou]
+    values: list[float | None] = [None] * (FOLDS + 2)
+    if published:
+        values = [*(published.fold_miou or [None] * FOLDS), published.mean_miou, published.fb_iou]
     for column, value in zip(table.columns, values, strict=False):
         yield Number(shot=shot, column=column, value=value, state=NOT_PRINTED if value is None else "published")
 
@@ -159,7 +158,7 @@ def _ours(table: Table, of: Key, chosen: Chosen, paper: dict[int, PaperRow | Non
     numbers: list[Number] = []
     for shot in SHOTS:
         key = Key(of.backbone, of.similarity, of.architecture, shot)
-        numbers += _measured(table, key, chosen, lambda fold: fold.score, paper.get(shot), trained=True)
+        numbers += _measured(table, key, chosen, paper.get(shot))
     return Row(
         kind="ours",
         label=label,
@@ -167,7 +166,7 @@ def _ours(table: Table, of: Key, chosen: Chosen, paper: dict[int, PaperRow | Non
         similarity=of.similarity,
         numbers=numbers,
         parameters=parameters(of.architecture, of.backbone, of.similarity),
-        paper_parameters=paper_numbers.PARAMETERS[of.similarity] if of.architecture == "mshnet" else "",
+        paper_parameters=paper_numbers.PARAMETERS[of.similarity] if any(paper.values()) else "",
     )
 
 
@@ -183,7 +182,7 @@ def _baselines(table: Table, backbone: str, chosen: Chosen) -> Iterator[Row]:
                 if not of_network:
                     keys += [key for key in chosen.runs if (key.backbone, key.shot) == (backbone, shot)]
                 key = next((key for key in keys if key in chosen.runs), keys[0])
-                numbers += _measured(table, key, chosen, lambda fold, name=name: fold.baselines.get(name))
+                numbers += _measured(table, key, chosen, baseline=name)
             which = f", {SIMILARITY_NAMES[similarity]}" if several and similarity else ""
             yield Row(kind="baseline", label=LABELS[name] + which, similarity=similarity, numbers=numbers)
 
@@ -192,14 +191,14 @@ def _measured(
     table: Table,
     key: Key,
     chosen: Chosen,
-    score_of: Callable[[FoldResult], Score | None],
     paper: PaperRow | None = None,
-    trained: bool = False,
+    baseline: str = "",
 ) -> Iterator[Number]:
+    """The numbers of a run, of its trained network or of a baseline."""
     run = chosen.runs.get(key)
-    scores = {fold.fold: (fold, score) for fold in run.folds if (score := score_of(fold))} if run else {}
+    scores = {fold.fold: (fold, score) for fold in run.folds if (score := _score(fold, baseline))} if run else {}
     missing = NOT_RUN
-    if run is None and trained and key in chosen.unfinished:
+    if run is None and not baseline and key in chosen.unfinished:
         missing = chosen.unfinished[key].status.lower()
     for number in range(FOLDS):
         printed = paper.fold_miou[number] if paper else None
@@ -218,29 +217,24 @@ def _measured(
             yield Number(**place, state=missing)
     whole = [score for _, score in scores.values()] if len(scores) == FOLDS else []
     some = f"{len(scores)} of {FOLDS} folds" if scores else missing
-    means = [
-        (MEAN, [s.miou for s in whole], run and run.miou_interval, paper and paper.mean_miou),
-        (FB_IOU, [s.fb_iou for s in whole], run and run.fb_iou_interval, paper and paper.fb_iou),
-    ]
-    for column, values, interval, printed in means:
+    intervals = {MEAN: run.miou_interval, FB_IOU: run.fb_iou_interval} if run and whole and not baseline else {}
+    papers = {MEAN: paper.mean_miou, FB_IOU: paper.fb_iou} if paper else {}
+    for column, values in {MEAN: [s.miou for s in whole], FB_IOU: [s.fb_iou for s in whole]}.items():
         if column not in table.columns:
             continue
         yield Number(
             shot=key.shot,
             column=column,
             value=100 * sum(values) / FOLDS if values else None,
-            interval=in_percent(interval) if values and trained else None,
+            interval=in_percent(intervals.get(column)),
             state="measured" if values else some,
-            paper=printed,
+            paper=papers.get(column),
             run_id=run.run_id if run and values else "",
         )
 
 
-def architecture_name(architecture: str) -> str:
-    """For a row's label."""
-    from mshnet.config import ARCHITECTURES
-
-    return dict[str, str](ARCHITECTURES).get(architecture, architecture)  # type: ignore[arg-type]
+def _score(fold: FoldResult, baseline: str) -> Score | None:
+    return fold.baselines.get(baseline) if baseline else fold.score
 
 
 @cache

@@ -17,7 +17,7 @@ from mshnet.command_line import run
 from mshnet.errors import InputError
 from pipelines import chosen_runs, table_rows, tracking_search, tracking_uri
 from pipelines.cells import TABLES
-from pipelines.chosen_runs import Apart, Asked
+from pipelines.chosen_runs import Apart, Asked, mean_miou
 from pipelines.table_rows import Filled
 from pipelines.tracking_search import TrackedRun
 
@@ -109,13 +109,13 @@ def _table_json(filled: Filled) -> dict[str, Any]:
 
 def _apart_json(apart: Apart) -> dict[str, Any]:
     found = apart.run
-    mean = mean_miou(found)
-    return {"run_id": found.run_id, "name": found.name, "status": found.status, "miou": mean, "why": apart.why}
-
-
-def mean_miou(found: TrackedRun) -> float | None:
-    """Of the folds that a run has, in %; None without any."""
-    return 100 * sum(fold.score.miou for fold in found.folds) / len(found.folds) if found.folds else None
+    return {
+        "run_id": found.run_id,
+        "name": found.name,
+        "status": found.status,
+        "miou": mean_miou(found),
+        "why": apart.why,
+    }
 
 
 def write(made: Tables, out: str | Path) -> dict[str, Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -51,6 +52,7 @@ def cross_validations(tracking_uri: str, experiment: str) -> list[TrackedRun]:
 
     Raises InputError for an experiment that is not there.
     """
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one a file
     connection = client(absolute(tracking_uri))
     found = connection.get_experiment_by_name(experiment)
     if found is None:
@@ -151,8 +153,8 @@ def _read(connection: Any, run: Any, children: Sequence[Any]) -> TrackedRun:
         params=dict(run.data.params),
         tags=dict(run.data.tags),
         folds=tuple(folds),
-        miou_interval=whole and whole.miou_interval,
-        fb_iou_interval=whole and whole.fb_iou_interval,
+        miou_interval=whole.miou_interval if whole else None,
+        fb_iou_interval=whole.fb_iou_interval if whole else None,
         problem=problem,
     )
 
@@ -162,10 +164,8 @@ def _is_fold(child: Any) -> bool:
 
 
 def _whole(connection: Any, run_id: str) -> CrossValidation | None:
-    for path in (RESULT_FILE, f"report/{RESULT_FILE}"):
-        if text := _artifact(connection, run_id, path):
-            return CrossValidation.from_json(text)
-    return None
+    text = _artifact(connection, run_id, RESULT_FILE)
+    return CrossValidation.from_json(text) if text else None
 
 
 def _artifact(connection: Any, run_id: str, path: str) -> bytes:
