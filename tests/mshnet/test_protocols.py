@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import typing
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -74,6 +77,16 @@ def test_one_label_is_one_way_of_testing(one: Protocol, other: Protocol) -> None
 def test_a_name_is_found_again_from_what_was_drawn(name: str) -> None:
     known = EPISODES[name]
     assert named(known.draw, known.episodes, known.seeds) == name
+
+
+def test_the_page_about_protocols_has_each_of_them_and_each_field() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "protocols.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("|")]
+    for name, known in EPISODES.items():
+        (row,) = [cells for cells in rows if cells[0].split(" ")[0] == f"`{name}`" and len(cells) == 5]
+        assert row[1:4] == [known.draw, f"{known.episodes:,}", ", ".join(map(str, known.seeds))]
+    named_in_rows = {word for cells in rows for word in re.findall(r"`(\w+)`", cells[0])}
+    assert {field.name for field in dataclasses.fields(Protocol)} <= named_in_rows
 
 
 def test_what_has_no_name_is_said_in_words() -> None:
