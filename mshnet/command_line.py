@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from mshnet.errors import InputError
 
 
-def run(command: Callable[..., None], prog: str) -> None:
-    """Run a function as a command; its parameters become flags, its docstring the help text."""
+def run(command: Callable[..., None] | Mapping[str, Callable[..., None]], prog: str) -> None:
+    """Run a function as a command; its parameters become flags, its docstring the help text.
+
+    Several functions by name are its sub-commands.
+    """
     import tyro
 
     try:
-        tyro.cli(command, prog=prog)
+        if isinstance(command, Mapping):
+            tyro.extras.subcommand_cli_from_dict(dict(command), prog=prog)
+        else:
+            tyro.cli(command, prog=prog)
     except InputError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         raise SystemExit(1) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,13 @@ from pipelines.config import CrossValidationConfig, fingerprint
 from pipelines.dag import Stage
 from pipelines.fold_table import paper_row
 from pipelines.register import SameRun
-from pipelines.report import picture_name, write_report
-from pipelines.results import CrossValidation, FoldResult, mean
+from pipelines.report import picture_name, pictured_files, write_report
+from pipelines.results import CrossValidation, FoldResult, Interval, mean
 from pipelines.scan import Scan
 from pipelines.tracking import Tracker
 from pipelines.tracking_registry import version_page
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 """Raise it when the same folds would be reported in another way."""
 RESULT_FILE = "cross_validation.json"
 
@@ -64,7 +64,7 @@ def aggregate(
     images = {
         picture_name(fold.fold, name): storage.read_bytes(storage.join(pictures[str(fold.fold)], name))
         for fold in folds
-        for name in (fold.curve_picture, fold.bars_picture, *(panel.picture for panel in fold.panels))
+        for name in pictured_files(fold)
     }
     with tempfile.TemporaryDirectory() as scratch:
         html, markdown = write_report(result, images, scratch)
@@ -80,11 +80,13 @@ def aggregate(
 def _cross_validation(
     config: CrossValidationConfig, scanned: Scan, weights: str, parent_run_id: str, folds: list[FoldResult]
 ) -> CrossValidation:
-    from mshnet.model import MSHNet
+    from mshnet import architectures
 
-    learnable = sum(parameter.numel() for parameter in MSHNet(config.model).relation.parameters())
+    learnable = sum(parameter.numel() for parameter in architectures.build(config.model).relation.parameters())
+    network = config.model.similarity if config.model.architecture == "mshnet" else config.model.architecture
+    miou_interval, fb_iou_interval = _mean_intervals(config, folds)
     return CrossValidation(
-        name=f"{config.dataset} {config.shot}-shot {config.model.backbone} {config.model.similarity}",
+        name=f"{config.dataset} {config.shot}-shot {config.model.backbone} {network}",
         dataset=config.dataset,
         backbone=config.model.backbone,
         similarity=config.model.similarity,
@@ -103,12 +105,35 @@ def _cross_validation(
         versions=provenance.versions(),
         learnable_parameters=learnable,
         mask_mode=scanned.mask_mode,
+        architecture=config.model.architecture,
+        miou_interval=miou_interval,
+        fb_iou_interval=fb_iou_interval,
         artifacts={
             "store": config.store,
             "tracking": config.tracking_uri,
             **{f"fold {fold.fold} model": storage.join(config.store, fold.checkpoint) for fold in folds},
         },
     )
+
+
+def _mean_intervals(
+    config: CrossValidationConfig, folds: Sequence[FoldResult]
+) -> tuple[Interval, Interval] | tuple[None, None]:
+    """Of the mean over the folds: mIoU's and FB-IoU's; None where a fold's episodes were not kept one by one."""
+    from mshnet.data.folds import class_names
+    from mshnet.outcomes import Outcomes, read_outcomes
+    from mshnet.statistics import bootstrap_mean, concatenated
+
+    names = class_names(config.dataset)
+    judged: list[tuple[Outcomes, list[int]]] = []
+    for fold in folds:
+        if not fold.outcomes:
+            return None, None
+        tables = read_outcomes(storage.join(config.store, fold.outcomes), fold.outcomes_sha256)
+        own = [t.outcomes for t in tables if t.predictor == "trained" and t.shot == fold.protocol.shot]
+        judged.append((concatenated(own), [names.index(name) for name in fold.novel_classes]))
+    miou, fb_iou = bootstrap_mean(judged, config.evaluation.bootstrap_samples)
+    return Interval(low=miou[0], high=miou[1]), Interval(low=fb_iou[0], high=fb_iou[1])
 
 
 def record(tracker: Tracker, config: CrossValidationConfig, result: CrossValidation) -> None:

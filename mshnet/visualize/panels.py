@@ -74,7 +74,8 @@ def outline(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     for _ in range(max(2, min(mask.shape) // 100)):
         padded = np.pad(inner, 1, mode="edge")
         inner = inner & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return mask & ~inner
+    edge: Bool[np.ndarray, "h w"] = mask & ~inner
+    return edge
 
 
 def episode_panel(shown: Shown, title: str = "") -> Image.Image:
