@@ -11,10 +11,10 @@ from mshnet.data.folds import FOLDS
 from pipelines import paper_numbers
 from pipelines.cells import BACKBONES, FB_IOU, MEAN, SHOTS, Table
 from pipelines.chosen_runs import FIELD_LISTS, Asked, Chosen, Key, choose, weights_of
-from pipelines.fold_table import LABELS, in_percent, network_name
+from pipelines.fold_table import CHOSEN_ON_TEST_NOTE, LABELS, in_percent, network_name
 from pipelines.paper_numbers import PaperRow
 from pipelines.peer_numbers import PEERS, Peer, Published
-from pipelines.results import BASELINES, FoldResult, Interval, Record, Score
+from pipelines.results import BASELINES, CHOSEN_ON_TEST, FoldResult, Interval, Record, Score
 from pipelines.tracking_search import TrackedRun
 
 BACKBONE_NAMES = {"resnet18": "ResNet-18", "resnet34": "ResNet-34", "resnet50": "ResNet-50", "resnet101": "ResNet-101"}
@@ -94,7 +94,7 @@ class Filled:
         here = dict(self.chosen.measured)
         there = {
             "test episodes": "published (1,000 episodes)",
-            "checkpoint": "best epoch on the test episodes, as published",
+            "checkpoint": CHOSEN_ON_TEST,
             "image size": f"{paper_numbers.IMAGE_SIZE_PX} px square",
             "ignored pixels": "left out of the counts",
             "split lists": FIELD_LISTS,
@@ -159,9 +159,11 @@ def _ours(table: Table, of: Key, chosen: Chosen, paper: dict[int, PaperRow | Non
     for shot in SHOTS:
         key = Key(of.backbone, of.similarity, of.architecture, shot)
         numbers += _measured(table, key, chosen, paper.get(shot))
+    # Chosen runs were all measured in one way, this among it.
+    on_test = chosen.runs and dict(chosen.measured)["checkpoint"] == CHOSEN_ON_TEST
     return Row(
         kind="ours",
-        label=label,
+        label=f"{label}, {CHOSEN_ON_TEST_NOTE}" if on_test else label,
         architecture=of.architecture,
         similarity=of.similarity,
         numbers=numbers,
