@@ -173,11 +173,13 @@ def weights_id(config: CrossValidationConfig) -> str:
 
     Raises InputError for weights that are absent or of another architecture.
     """
+    if config.backbone_weights == "random":
+        return "random"  # there is nothing to check, so torch need not be imported
     from mshnet.backbone import Backbone
     from mshnet.checkpoint import load_backbone_weights
 
     load_backbone_weights(Backbone(config.model.backbone), config.backbone_weights)
-    if config.backbone_weights in ("imagenet", "random"):
+    if config.backbone_weights == "imagenet":
         return config.backbone_weights
     return hashlib.sha256(storage.read_bytes(config.backbone_weights)).hexdigest()[:12]
 
