@@ -257,7 +257,9 @@ class CrossValidationConfig(Record):
     @property
     def model_name(self) -> str:
         """Name in the model registry."""
-        return self.registered_model or f"{self.model.architecture}-{self.dataset}-{self.model.backbone}-{self.shot}shot"
+        if self.registered_model:
+            return self.registered_model
+        return f"{self.model.architecture}-{self.dataset}-{self.model.backbone}-{self.shot}shot"
 
 
 def fingerprint(*parts: Any) -> str:
