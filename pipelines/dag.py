@@ -173,10 +173,10 @@ def execute(targets: Sequence[Stage]) -> dict[str, Result]:
     return dict(outcome.results)
 
 
-def attempt(targets: Sequence[Stage], ended: Callable[[str], None] = lambda name: None) -> Outcome:
+def attempt(targets: Sequence[Stage], ended: Callable[[str, bool], None] = lambda name, well: None) -> Outcome:
     """Run what is missing, as far as it goes: a failure stops only what depends on it.
 
-    `ended` is told of each stage that was run to its end, well or not.
+    `ended` is told of each stage that was run to its end, and whether it ended well.
     """
     import ray
 
@@ -232,7 +232,7 @@ def attempt(targets: Sequence[Stage], ended: Callable[[str], None] = lambda name
                     image_bar.update(stage.images)
             bar.set_postfix_str(stage.name, refresh=False)
             bar.update()
-            ended(stage.name)
+            ended(stage.name, stage.name not in failures)
             submit()
     done = [stage for stage in targets if stage.name not in failures]
     return Outcome({stage.name: ray.get(refs[stage.name]) for stage in done}, failures)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -165,7 +165,7 @@ def _tracked(config: CrossValidationConfig, runs: Runs, execute: Callable[[], di
         statuses = dict.fromkeys(statuses, "KILLED")
         raise
     finally:
-        _finish(config, statuses)
+        finish_runs(config, statuses)
 
 
 def weights_id(config: CrossValidationConfig) -> str:
@@ -201,7 +201,8 @@ def start_runs(config: CrossValidationConfig, scanned: Scan, weights: str) -> Ru
     return Runs(parent, children)
 
 
-def _finish(config: CrossValidationConfig, statuses: dict[str, str]) -> None:
+def finish_runs(config: CrossValidationConfig, statuses: Mapping[str, str]) -> None:
+    """Tell the tracker how runs ended; one that is away only gets a warning."""
     tracker = Tracker(config.tracking_uri, config.experiment)
     for run_id, status in statuses.items():
         try:

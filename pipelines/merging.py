@@ -1,0 +1,86 @@
+"""Several cross-validations as one graph: what they share runs once, and their trainings take turns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from pipelines.cells import Cell
+from pipelines.dag import Stage
+from pipelines.graph import Graph
+
+
+@dataclass(frozen=True)
+class Part:
+    """A cell's share of the graph."""
+
+    reported: Stage
+    """Its last stage."""
+    registered: tuple[Stage, ...]
+    """Its folds', in order."""
+
+    @property
+    def names(self) -> list[str]:
+        """Of all its stages, shared ones included, what is needed first."""
+        return [stage.name for stage in upstream(self.reported)]
+
+
+def upstream(target: Stage) -> Iterator[Stage]:
+    """A stage and all that it needs, what is needed first; by result, so one of each."""
+    seen: set[str] = set()
+
+    def visit(stage: Stage) -> Iterator[Stage]:
+        if stage.result not in seen:
+            seen.add(stage.result)
+            for need in stage.needs:
+                yield from visit(need)
+            yield stage
+
+    yield from visit(target)
+
+
+def merge(graphs: Mapping[Cell, Graph], at_once: int) -> dict[Cell, Part]:
+    """Graphs built one by one (`graph.build`, without an order of the trainings), as parts of one.
+
+    Stages with the same result become one. A name begins with what all cells that need the stage have in common:
+    "pascal: seal the store", "pascal 1-shot resnet50 both: train fold 0". Of the trainings that are still to do,
+    `at_once` are in progress at any time, in the cells' order.
+    """
+    names = _names(graphs)
+    pending = {stage.result: stage for graph in graphs.values() for stage in graph.trained if stage.recorded() is None}
+    queue = list(pending)
+    made: dict[str, Stage] = {}
+
+    def renamed(stage: Stage) -> Stage:
+        if stage.result not in made:
+            after: tuple[Stage, ...] = ()
+            if stage.result in pending and (place := queue.index(stage.result)) >= at_once:
+                after = (renamed(pending[queue[place - at_once]]),)
+            needs = tuple(renamed(need) for need in stage.needs)
+            made[stage.result] = replace(stage, name=names[stage.result], needs=needs, after=after)
+        return made[stage.result]
+
+    for result in queue:  # in turn, so that none is reached through a long row of others
+        renamed(pending[result])
+    return {
+        cell: Part(renamed(graph.reported), tuple(renamed(stage) for stage in graph.registered))
+        for cell, graph in graphs.items()
+    }
+
+
+def _names(graphs: Mapping[Cell, Graph]) -> dict[str, str]:
+    """A name for each result, different for different ones."""
+    users: dict[str, list[Cell]] = {}
+    stages: dict[str, Stage] = {}
+    for cell, graph in graphs.items():
+        for stage in upstream(graph.reported):
+            users.setdefault(stage.result, []).append(cell)
+            stages.setdefault(stage.result, stage)
+    names: dict[str, str] = {}
+    for result, stage in stages.items():
+        first, *others = users[result]
+        common = " ".join(word for word in first.words if all(word in other.words for other in others))
+        name = f"{common}: {stage.name}" if common else stage.name
+        # Within one cell names are different, so its whole label makes this one so.
+        names[result] = f"{first.label}: {stage.name}" if name in names.values() else name
+    return names
