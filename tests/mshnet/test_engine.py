@@ -64,7 +64,7 @@ def test_training_lowers_the_loss(model: MSHNet) -> None:
     first, last = updates[0].losses, updates[-1].losses
     assert last[0] < 0.7 * first[0]
     assert last[2] < first[2]
-    assert (features.misses, features.hits) == (4, 5 * 4)
+    assert (features.computed, features.from_memory) == (4, 5 * 4)
 
 
 def test_a_step_is_sgds_formula(model: MSHNet) -> None:
@@ -249,7 +249,7 @@ def test_evaluation_equals_a_loop_over_the_episodes(untrained: MSHNet) -> None:
         assert (distance <= unsure).all()
     assert counts.intersection.min() > 100  # the masks are neither empty nor full
     # Every image once, whatever the number of predictors.
-    assert (features.misses, features.hits) == (6, 4)
+    assert (features.computed, features.from_memory) == (6, 4)
     pixels = 65 * 64
     assert (found["all"].counts.union[:, 1] == pixels).all()
     assert (found["all"].counts.intersection[:, 0] == 0).all()
