@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mshnet.metrics import Counts, class_iou, episode_counts, fb_iou, miou, sum_by_class
+from mshnet.metrics import Counts, class_iou, episode_counts, fb_iou, miou, sum_by_class, truth_pixels
 
 CLASSES = (3, 7, 11)
 Grid = list[list[int]]
@@ -56,11 +56,16 @@ def per_class(episodes: Episodes) -> Counts:
 
 @settings(max_examples=150, deadline=None)
 @given(episode_lists())
+@example([(3, [[0, 0]], [[1, 255]])])  # nothing predicted
+@example([(3, [[1, 1]], [[0, 255]])])  # no object
+@example([(3, [[0, 0]], [[0, 255]]), (7, [[0, 1]], [[255, 255]])])  # neither; nothing that counts
 def test_against_a_confusion_matrix(episodes: Episodes) -> None:
     total = {c: [[0, 0], [0, 0]] for c in CLASSES}
     counts = episode_counts(*tensors(episodes))
+    objects, counted = truth_pixels(tensors(episodes)[1]).tolist()
     for i, (class_id, predicted, truth) in enumerate(episodes):
         matrix = confusion(predicted, truth)
+        assert (objects[i], counted[i]) == (sum(matrix[1]), sum(map(sum, matrix)))
         for k in (0, 1):
             assert counts.intersection[i, k] == matrix[k][k]
             assert counts.union[i, k] == sum(matrix[k]) + matrix[1 - k][k]

@@ -177,6 +177,17 @@ def test_the_mean_of_four_folds_is_surer_than_one() -> None:
     assert alone == (one.miou, one.fb_iou)
 
 
+def test_folds_are_drawn_apart() -> None:
+    """Resampled alike, two folds of the same episodes would be no surer than one."""
+    rng = np.random.default_rng(12)
+    a = drawn(rng, 50)
+    b = worse(a, rng, by=0.1, noise=0.1)
+    once, twice = (bootstrap_mean([(a, CLASSES)] * folds, 2000)[0] for folds in (1, 2))
+    assert (once[1] - once[0]) / (twice[1] - twice[0]) == pytest.approx(2**0.5, rel=0.1)
+    once_paired, twice_paired = (paired([(a, b, CLASSES)] * folds, 2000) for folds in (1, 2))
+    assert once_paired.half_width / twice_paired.half_width == pytest.approx(2**0.5, rel=0.1)
+
+
 def worse(outcomes: Outcomes, rng: np.random.Generator, by: float, noise: float = 0.02) -> Outcomes:
     """The same episodes, each IoU lower by about `by`."""
     union = outcomes.counts.union[:, 1]
