@@ -148,8 +148,7 @@ def record(tracker: Tracker, config: CrossValidationConfig, result: CrossValidat
     for fold in folds:
         links[f"fold {fold.fold}"] = tracker.page(fold.run_id)
         if fold.model_version:
-            name = f"{config.model_name} version {fold.model_version}"
-            links[name] = version_page(config.model_name, fold.model_version)
+            links[f"fold {fold.fold}'s model"] = version_page(config.model_name, fold.model_version)
     tracker.describe(run_id, run_pages.of_cross_validation(result, links))
     tracker.log_bytes(run_id, result.to_text().encode(), RESULT_FILE)
 

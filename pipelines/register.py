@@ -144,18 +144,17 @@ def _registered(page: FoldPage, tracker: Tracker, run_id: str, tags: Mapping[str
 
     config, result = page.config, page.result
     registry = Registry(tracker, config.model_name, of_model(config))
-    numbers = {"fb_iou": result.score.fb_iou}
-    if interval := result.score.miou_interval:
-        numbers |= {"miou_low": interval.low, "miou_high": interval.high}
+    interval = result.score.miou_interval
+    ends = {"miou_low": f"{interval.low:.4f}", "miou_high": f"{interval.high:.4f}"} if interval else {}
     version = NewVersion(
         fold=result.fold,
         miou=result.score.miou,
         conditions=page.conditions,
         description=page.of_version(),
         tags={
+            **ends,
+            **{name: tags[name] for name in ("protocol", "resize", "mask_mode")},
             **provenance.setting_tags(config),
-            **tags,
-            **{name: f"{value:.4f}" for name, value in numbers.items()},
             "git_commit": result.git_commit,
         },
     )

@@ -75,14 +75,21 @@ class FoldPage:
             ["commit", result.git_commit],
         ]
         rows = [["test classes", ", ".join(result.novel_classes)], *self._conditions(), *data]
-        lines = [*self._head(), *self._scores(), "", *table(["", ""], rows), "", _use(self.config.model_name)]
+        lines = [
+            *self._head(),
+            *self._scores(),
+            *("", "**How it was measured and made**", ""),
+            *table(["", ""], rows),
+            "",
+            _use(self.config.model_name),
+        ]
         return "\n".join(lines) + "\n"
 
     def _head(self) -> Iterator[str]:
         config, score = self.config, self.result.score
         network = f"{trained_label(config.model.architecture)} ({config.model.backbone}, {config.model.similarity})"
         yield (
-            f"**mIoU {_iou(score.miou, score.miou_interval)}**, FB-IoU {_iou(score.fb_iou, score.fb_iou_interval)}: "
+            f"mIoU {_iou(score.miou, score.miou_interval)}, FB-IoU {_iou(score.fb_iou, score.fb_iou_interval)}: "
             f"{escaped(config.dataset)} fold {self.result.fold}, {config.shot}-shot, {network}"
         )
         if self.result.chosen_on_test:
@@ -127,7 +134,7 @@ def of_cross_validation(result: CrossValidation, links: dict[str, str]) -> str:
         if row.intervals:
             rows.append(["95 % interval", *map(interval_text, row.intervals)])
     lines = [
-        f"**mean mIoU {_iou(result.mean_miou, result.miou_interval)}**, "
+        f"mean mIoU {_iou(result.mean_miou, result.miou_interval)}, "
         f"FB-IoU {_iou(result.mean_fb_iou, result.fb_iou_interval)}: {escaped(setting(result))}",
         *(["", f"**{CHOSEN_ON_TEST_NOTE}**"] if result.chosen_on_test else []),
         "",
@@ -169,7 +176,7 @@ def _use(model_name: str) -> str:
     return f"""**Use**
 
 ```python
-model = mlflow.pyfunc.load_model("models:/{model_name}@fold0")  # or models:/{model_name}/1
+model = mlflow.pyfunc.load_model("models:/{model_name}@fold0")
 masks = model.predict(table)["mask"]
 ```
 
@@ -201,6 +208,6 @@ def _seeds(seeds: Sequence[int], by_seed: Sequence[float]) -> list[list[str]]:
 
 
 def _iou(value: float, interval: Interval | None) -> str:
-    """In %, with its interval where there is one."""
-    ends = f" {escaped(interval_text(in_percent(interval)))}" if interval else ""
+    """In %, with its interval where there is one, in no marks: lists show a description's first line as it is."""
+    ends = f" ({percent(100 * interval.low)} to {percent(100 * interval.high)})" if interval else ""
     return f"{percent(100 * value)} %{ends}"

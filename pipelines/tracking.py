@@ -23,6 +23,7 @@ from mshnet.errors import InputError
 from pipelines.results import EpochRecord
 from pipelines.tracking_client import client, quotable
 from pipelines.tracking_uri import absolute, artifact_location
+from pipelines.tracking_views import PAGE_TAG, experiment_tags
 
 KEY_TAG = "mshnet.key"
 RESUBMITTED_TAG = "mshnet.resubmitted_with"
@@ -164,19 +165,20 @@ class Tracker:
         found = client.get_experiment_by_name(self.experiment)
         if found is None:
             try:
-                made = client.create_experiment(
-                    self.experiment, artifact_location(self.tracking_uri), tags=EXPERIMENT_TAGS
-                )
-                return str(made)
+                client.create_experiment(self.experiment, artifact_location(self.tracking_uri), tags=EXPERIMENT_TAGS)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-                found = client.get_experiment_by_name(self.experiment)
+            found = client.get_experiment_by_name(self.experiment)
         if found.lifecycle_stage != "active":
             raise InputError(
                 f"the MLflow experiment {self.experiment!r} was deleted: restore it "
                 f"(`mlflow experiments restore --experiment-id {found.experiment_id}`) or choose another name"
             )
+        if PAGE_TAG not in found.tags:  # once, so that what a person changes or deletes stays so
+            for key, value in experiment_tags(found.experiment_id).items():
+                if key not in found.tags:
+                    client.set_experiment_tag(found.experiment_id, key, value)
         return str(found.experiment_id)
 
     def _start(self, name: str, params: Mapping[str, Any], tags: dict[str, str], resume_key: str) -> str:

@@ -67,15 +67,15 @@ class Registry:
             if known.tags.get("weights_sha256") == sha256 and known.status == "READY":
                 return str(known.version)
         self._make(mlflow)
-        tags = {
-            **version.tags,
+        tags = {  # in the order in which the list of versions shows them
             "fold": str(version.fold),
             "miou": repr(float(version.miou)),
+            **version.tags,
             "episodes_hash": version.conditions.episodes_hash,
             "data_fingerprint": version.conditions.data_fingerprint,
-            CONDITIONS_TAG: version.conditions.to_text(),
             "run_id": run_id,
             "weights_sha256": sha256,
+            CONDITIONS_TAG: version.conditions.to_text(),
         }
         model = self._log_model(mlflow, run_id, weights, config, tags)
         with quiet("mlflow"):
