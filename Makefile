@@ -9,7 +9,7 @@ ARGS ?=
 # Files that are tested at once: as many as CI has cores.
 JOBS ?= 2
 
-.PHONY: help setup cross-validate tune test check format ui object-store lock clean clean-venv clean-outputs
+.PHONY: help setup cross-validate tune test servers check format ui object-store lock clean clean-venv clean-outputs
 
 help: ## List the targets
 	@echo "make TARGET [ARGS='...'] [PYTHON=python3.12]"
@@ -26,14 +26,18 @@ cross-validate: $(READY) ## Cross-validate, on generated data unless ARGS say ot
 tune: $(READY) ## Search for training values, on generated data unless ARGS say otherwise; writes a recipe
 	$(BIN)/python pipelines/tune.py $(ARGS)
 
-test: check ## The static checks, then the tests, JOBS=2 files at once (ARGS go to pytest; JOBS=0: one by one, for pdb)
-	@infra/setup.sh servers
+test: ## The static checks, then the tests, JOBS=2 files at once (ARGS go to pytest; JOBS=0: one by one, for pdb)
+	@$(MAKE) --no-print-directory -j 2 --output-sync=target check servers
 ifeq ($(strip $(ARGS)),)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not alone"
 	$(BIN)/python -m pytest -m alone
 else
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 endif
+
+# Downloads and installs while the environment is made and checked.
+servers:
+	@infra/setup.sh servers
 
 check: $(READY) ## Lint, format, types and import directions only
 	$(BIN)/ruff check

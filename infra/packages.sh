@@ -19,12 +19,16 @@ install_or_ask() {
     may_install || fail "$why; run: sudo apt-get install -y --no-install-recommends $*"
     say "$why; installing $*"
     export DEBIAN_FRONTEND=noninteractive
+    # Another of these scripts, too: apt-get update waits for nobody.
+    exec 8</var/lib/dpkg
+    flock 8
     apt-get update -qq >&2
     start_nothing
     # Another installation on the machine is waited for.
     apt-get -o DPkg::Lock::Timeout=120 install -y -qq --no-install-recommends "$@" >&2 ||
         fail "apt-get could not install them"
     start_again
+    exec 8<&-
 }
 
 # Debian's packages start what they bring, open to whoever gets there. Ours are started by our own scripts, closed.

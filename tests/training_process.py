@@ -19,7 +19,7 @@ from pipelines.config import CrossValidationConfig
 from pipelines.draw import DrawnTraining
 from tests.pipelines.drawn_fold import draw_fold, small_config
 
-EPOCHS, UPDATES_EACH = 3, 8
+EPOCHS, UPDATES_EACH = 2, 6
 UPDATES = EPOCHS * UPDATES_EACH
 
 

@@ -22,13 +22,13 @@ import pytest
 
 from pipelines.metrics import GAUGES
 from tests.object_store import free_port
+from tests.training_process import UPDATES_EACH
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MONITORING = REPOSITORY / "infra" / "monitoring"
 DISCOVERY = "/tmp/ray/prom_metrics_service_discovery.json"
 STALLED_S = 15
-EPOCHS = 6
-"""Of 8 updates each."""
+EPOCHS = 7
 JOB = """
 import sys
 from dataclasses import replace
@@ -197,7 +197,7 @@ def test_a_fold_is_seen_to_train_to_stand_still_and_to_end(watched: Watched, fol
 
     for name in GAUGES:
         watched.wait(name, lambda name=name: seen(name))
-    assert float(watched.query("max(ray_mshnet_fold_updates_planned)")[0]["value"][1]) == 8 * EPOCHS
+    assert float(watched.query("max(ray_mshnet_fold_updates_planned)")[0]["value"][1]) == UPDATES_EACH * EPOCHS
     assert not stalled()
     for title, expressions in panels().items():
         for expression in expressions:
