@@ -93,6 +93,12 @@ class Operator:
         lines = (self.home / ".mshnet" / "cluster.env").read_text().splitlines()
         return dict(line.split("=", 1) for line in lines)
 
+    @property
+    def hidden(self) -> dict[str, str]:
+        """All that nobody may read anywhere."""
+        closed = {key: value for key, value in self.secrets.items() if key.endswith(("PASSWORD", "KEY"))}
+        return closed | {"Ray's token": self.token}
+
     # --- commands ---
 
     def run(self, *command: str, timeout_s: float = 300, counts: bool = True, **more: str) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests import object_store
+from tests import object_store, postgresql
 from tests.object_store import free_port
 
 SCRIPT = Path(__file__).resolve().parents[2] / "infra" / "services.sh"
@@ -31,10 +31,7 @@ KEYS = ("the-given-key", "the-given-secret-of-the-store")
 
 pytestmark = [
     pytest.mark.skipif(not object_store.installed(), reason=object_store.ABSENT),
-    pytest.mark.skipif(
-        not list(Path("/usr/lib/postgresql").glob("*/bin/postgres")),
-        reason="no PostgreSQL here: sudo apt-get install -y --no-install-recommends postgresql",
-    ),
+    pytest.mark.skipif(bool(postgresql.absent()), reason=postgresql.absent()),
 ]
 
 
