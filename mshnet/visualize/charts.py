@@ -118,7 +118,7 @@ def interval_chart(rows: Sequence[Measured], title: str, unit: str) -> bytes:
 
 
 def size_bars(scores: Mapping[str, Mapping[str, tuple[float, int]]]) -> bytes:
-    """PNG: mIoU in % by object size, a bar per series (a fold); below each how many episodes it is of.
+    """PNG: mIoU in % by object size, a bar per series (a fold); below each size the episodes of all.
 
     `scores` is series name -> size -> (mIoU 0 to 1, episodes); a size that a series lacks has no bar.
     """
@@ -134,13 +134,11 @@ def size_bars(scores: Mapping[str, Mapping[str, tuple[float, int]]]) -> bytes:
         shown = [(place, *series[size]) for place, size in enumerate(sizes) if size in series]
         places = [place - 0.4 + width * (rank + 0.5) for place, _, _ in shown]
         axes.bar(places, [100 * miou for _, miou, _ in shown], width=0.9 * width, color=colour, label=name)
-        for place, (_, miou, episodes) in zip(places, shown, strict=True):
-            text = f"{100 * miou:.1f}\n"
-            axes.text(place, 100 * miou, text, ha="center", va="center_baseline", fontsize=8)
-            axes.annotate(
-                f"n={episodes}", (place, 0), (0, 3), textcoords="offset points", ha="center", fontsize=6, color="white"
-            )
-    axes.set_xticks(range(len(sizes)), sizes)
+        for place, (_, miou, _) in zip(places, shown, strict=True):
+            label = f"{100 * miou:.1f}"
+            axes.annotate(label, (place, 100 * miou), (0, 2), textcoords="offset points", ha="center", fontsize=8)
+    counts = {size: sum(series[size][1] for series in scores.values() if size in series) for size in sizes}
+    axes.set_xticks(range(len(sizes)), [f"{size}\n{counts[size]:,} episodes" for size in sizes])
     axes.margins(y=0.12)
     _dress(axes, "mIoU by the size of the query's object", "", "mIoU, %")
     axes.grid(visible=False, axis="x")

@@ -10,7 +10,20 @@ from jaxtyping import Float
 
 from mshnet.errors import InputError
 from mshnet.visualize.panels import Shown, fitted, fitted_size, framed, outline, support_tile
-from mshnet.visualize.style import FRAME, GAP_PX, INK, PAPER, SOFT, TEXT_PX, TILE_PX, TRUTH_RGB, font
+from mshnet.visualize.style import (
+    CAPTION,
+    FRAME,
+    GAP_PX,
+    HEADING,
+    INK,
+    NOTE,
+    PAPER,
+    SOFT,
+    TEXT_PX,
+    TILE_PX,
+    TRUTH_RGB,
+    font,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -19,7 +32,7 @@ COLOURS = "viridis"
 """Perceptually uniform, and readable in grey."""
 OPACITY = 0.7
 BAR_PX = 18
-NUMBERS_PX = 42
+NUMBERS_PX = 48
 
 
 def energy_picture(shown: Shown, energies: Mapping[tuple[int, str], Float[np.ndarray, "_ _"]]) -> Image.Image:
@@ -49,16 +62,16 @@ def energy_picture(shown: Shown, energies: Mapping[tuple[int, str], Float[np.nda
     width = start + len(levels) * (TILE_PX + GAP_PX) + BAR_PX + NUMBERS_PX + GAP_PX
     picture = Image.new("RGB", (width, 2 * GAP_PX + TEXT_PX + len(similarities) * row_px), PAPER)
     draw = ImageDraw.Draw(picture)
-    draw.text((GAP_PX, GAP_PX), shown.class_name, fill=INK, font=font(17))
+    draw.text((GAP_PX, GAP_PX), shown.class_name, fill=INK, font=font(HEADING))
     for column, level in enumerate(levels):
         middle = start + column * (TILE_PX + GAP_PX) + TILE_PX // 2
-        draw.text((middle, GAP_PX), BLOCKS[level], fill=INK, font=font(16), anchor="ma")
+        draw.text((middle, GAP_PX), BLOCKS[level], fill=INK, font=font(HEADING), anchor="ma")
     for row, similarity in enumerate(similarities):
         top = GAP_PX + TEXT_PX + row * row_px
         if row < len(beside):
             tile, caption = beside[row]
             picture.paste(tile, (GAP_PX + (margin - tile.width) // 2, top))
-            draw.text((GAP_PX + margin // 2, top + TILE_PX + 5), caption, fill=INK, font=font(14), anchor="ma")
+            draw.text((GAP_PX + margin // 2, top + TILE_PX + 5), caption, fill=INK, font=font(CAPTION), anchor="ma")
         maps = [energies[level, similarity] for level in levels]
         low, high = min(float(m.min()) for m in maps), max(float(m.max()) for m in maps)
         for column, energy in enumerate(maps):
@@ -66,7 +79,7 @@ def energy_picture(shown: Shown, energies: Mapping[tuple[int, str], Float[np.nda
             picture.paste(_energy_tile(shown, energy, low, high), at)
         middle = start + (len(levels) * (TILE_PX + GAP_PX) - GAP_PX) // 2
         text = f"{similarity} similarity, common scale {low:.2f} to {high:.2f}"
-        draw.text((middle, top + TILE_PX + 5), text, fill=INK, font=font(14), anchor="ma")
+        draw.text((middle, top + TILE_PX + 5), text, fill=INK, font=font(CAPTION), anchor="ma")
         _colour_bar(picture, (start + len(levels) * (TILE_PX + GAP_PX), top), low, high)
     return picture
 
@@ -123,4 +136,4 @@ def _colour_bar(picture: Image.Image, at: tuple[int, int], low: float, high: flo
         ((low + high) / 2, top + TILE_PX // 2, "lm"),
         (low, top + TILE_PX, "ld"),
     ):
-        draw.text((left + BAR_PX + 5, y), f"{value:.2f}", fill=SOFT, font=font(13), anchor=anchor)
+        draw.text((left + BAR_PX + 5, y), f"{value:.2f}", fill=SOFT, font=font(NOTE), anchor=anchor)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mshnet.errors import InputError
-from mshnet.visualize.style import GAP_PX, INK, PAPER, TEXT_PX, font, png_bytes
+from mshnet.visualize.style import GAP_PX, HEADING, INK, PAPER, TEXT_PX, font, png_bytes
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -30,7 +30,7 @@ def episode_figure(columns: Mapping[str, Sequence[bytes]]) -> bytes:
     draw = ImageDraw.Draw(figure)
     left = 0
     for name, panels in opened.items():
-        draw.text((left + widths[name] // 2, GAP_PX), name, fill=INK, font=font(20), anchor="ma")
+        draw.text((left + widths[name] // 2, GAP_PX), name, fill=INK, font=font(HEADING), anchor="ma")
         top = TEXT_PX + GAP_PX
         for panel in panels:
             figure.paste(panel, (left, top))

@@ -12,9 +12,12 @@ from jaxtyping import Bool, UInt8
 from mshnet.config import IGNORE_INDEX
 from mshnet.errors import InputError
 from mshnet.visualize.style import (
+    CAPTION,
     FRAME,
     GAP_PX,
+    HEADING,
     INK,
+    NOTE,
     PAPER,
     PREDICTION_RGB,
     SOFT,
@@ -95,12 +98,12 @@ def episode_panel(shown: Shown, title: str = "") -> Image.Image:
     panel = Image.new("RGB", (width, 2 * TEXT_PX + TILE_PX + 2 * GAP_PX), PAPER)
     draw = ImageDraw.Draw(panel)
     heading = f"{shown.class_name}   IoU {100 * shown.iou:.1f} %"
-    draw.text((GAP_PX, GAP_PX), heading, fill=INK, font=font(17))
-    draw.text((width - GAP_PX, GAP_PX + 2), title, fill=SOFT, font=font(14), anchor="ra")
+    draw.text((GAP_PX, GAP_PX), heading, fill=INK, font=font(HEADING))
+    draw.text((width - GAP_PX, GAP_PX + 4), title, fill=SOFT, font=font(NOTE), anchor="ra")
     left, top = GAP_PX, GAP_PX + TEXT_PX
     for tile, caption in tiles:
         panel.paste(tile, (left, top))
-        draw.text((left + tile.width // 2, top + TILE_PX + 5), caption, fill=INK, font=font(14), anchor="ma")
+        draw.text((left + tile.width // 2, top + TILE_PX + 5), caption, fill=INK, font=font(CAPTION), anchor="ma")
         left += tile.width + GAP_PX
     return panel
 

@@ -17,8 +17,10 @@ SERIES_COLOURS: Mapping[str, str] = {
 }  # fmt: skip
 TILE_PX = 240
 GAP_PX = 8
-TEXT_PX = 26
+TEXT_PX = 32
 """Height of a line of text."""
+HEADING, CAPTION, NOTE = 22, 19, 17
+"""Sizes of text in pixels: still read where a page shows a row of tiles at half its width."""
 INK, SOFT, PAPER, FRAME = (34, 34, 34), (105, 105, 105), (255, 255, 255), (200, 200, 200)
 
 

@@ -8,8 +8,27 @@ from functools import cache
 import numpy as np
 
 from mshnet.protocols import Protocol
-from mshnet.visualize import Shown, class_bars, episode_panel, foreground_iou, learning_curves, png_bytes
-from pipelines.results import BASELINES, CrossValidation, EpisodeOutcome, EpochRecord, FoldResult, Score, mean
+from mshnet.visualize import (
+    Shown,
+    class_bars,
+    energy_picture,
+    episode_panel,
+    foreground_iou,
+    learning_curves,
+    png_bytes,
+)
+from pipelines.results import (
+    BASELINES,
+    CrossValidation,
+    EpisodeOutcome,
+    EpochRecord,
+    FeatureUse,
+    FoldResult,
+    Interval,
+    Score,
+    SizeScore,
+    mean,
+)
 
 CLASSES = [
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -29,19 +48,42 @@ PROTOCOL = Protocol(
     novel_removed=True,
     selection="best mIoU on 3 held-out base classes",
 )
+EPISODES = (
+    *(("best", 2), ("best", 4), ("median", 22), ("median", 26)),
+    *(("worst", 90), ("false foreground", 60), ("missed small object", 50)),
+)
+"""Rank, and by how many pixels the prediction misses."""
 TRAINED = (0.402, 0.471, 0.386, 0.371)
 BASELINE_MIOU = {"untrained": 0.121, "foreground": 0.186, "prototype": 0.226}
 
 
 def score(names: list[str], miou: float, fb_iou: float) -> Score:
-    """Class IoU spread evenly around the mean."""
+    """Class IoU spread evenly around the mean, intervals of 4 and 10 points, sizes 10 points apart."""
     offsets = np.linspace(0.08, -0.08, len(names))
     values = {name: round(miou + float(offset), 4) for name, offset in zip(names, offsets, strict=True)}
-    return Score(miou=miou, fb_iou=fb_iou, class_iou=values, episodes=1000)
+    return Score(
+        miou=miou,
+        fb_iou=fb_iou,
+        class_iou=values,
+        episodes=1000,
+        miou_interval=around(miou, 0.02),
+        fb_iou_interval=around(fb_iou, 0.01),
+        class_interval={name: around(value, 0.05) for name, value in values.items()},
+        by_size={
+            "small": SizeScore(miou=miou - 0.1, episodes=200),
+            "medium": SizeScore(miou=miou, episodes=500),
+            "large": SizeScore(miou=miou + 0.1, episodes=300),
+        },
+        by_seed=(miou,),
+    )
 
 
-def panel(fold: int, size: tuple[int, int], miss: int, class_name: str, note: str) -> tuple[bytes, float]:
-    """An episode of discs on a gradient and its IoU; the prediction misses the disc by `miss` pixels."""
+def around(value: float, half: float) -> Interval:
+    return Interval(low=round(value - half, 4), high=round(value + half, 4))
+
+
+def panel(fold: int, size: tuple[int, int], miss: int, class_name: str, note: str) -> tuple[Shown, bytes]:
+    """An episode of discs on a gradient, as it is and drawn; the prediction misses the disc by `miss` pixels."""
     height, width = size
     y, x = np.mgrid[:height, :width]
 
@@ -66,7 +108,18 @@ def panel(fold: int, size: tuple[int, int], miss: int, class_name: str, note: st
         class_name=class_name,
         iou=iou,
     )
-    return png_bytes(episode_panel(shown, note)), iou
+    return shown, png_bytes(episode_panel(shown, note))
+
+
+def energy(shown: Shown) -> bytes:
+    """Energy maps that fall off from the true object's left edge, each block less sharply."""
+    ramp = np.abs(np.arange(shown.truth.shape[1]) - np.nonzero(shown.truth == 1)[1].min())
+    maps = {
+        (level, name): np.exp(-ramp / (12 * level * width)) * np.ones((shown.truth.shape[0], 1))
+        for level in (5, 4, 3)
+        for width, name in ((1, "prototype"), (3, "cosine"))
+    }
+    return png_bytes(energy_picture(shown, maps))
 
 
 def fold_result(fold: int, epochs: int) -> tuple[FoldResult, dict[str, bytes]]:
@@ -87,18 +140,23 @@ def fold_result(fold: int, epochs: int) -> tuple[FoldResult, dict[str, bytes]]:
         for epoch in range(1, epochs + 1)
     ]
     panels, pictures = [], {}
-    for position, (rank, miss) in enumerate([("best", 2), ("best", 4), ("median", 22), ("median", 26), ("worst", 90)]):
-        class_name = names[position]
-        name = f"panel-{rank}-{position}.png"
-        pictures[f"fold{fold}/{name}"], iou = panel(fold, (150, 200), miss, class_name, f"{rank} of 1000")
+    for position, (rank, miss) in enumerate(EPISODES):
+        class_name = names[position % len(names)]
+        name = f"panel-{rank.replace(' ', '-')}-{position}.png"
+        shown, pictures[f"fold{fold}/{name}"] = panel(fold, (150, 200), miss, class_name, f"{rank} of 1000")
+        first = rank not in [earlier for earlier, _ in EPISODES[:position]]
+        if first:
+            pictures[f"fold{fold}/energy-{name}"] = energy(shown)
         panels.append(
             EpisodeOutcome(
                 query=f"2007_00{fold}{position:03d}",
                 supports=[f"2008_00{fold}{position:03d}"],
                 class_name=class_name,
-                iou=iou,
+                iou=shown.iou,
                 picture=name,
                 rank=rank,
+                energy=f"energy-{name}" if first else "",
+                note="Object 17.0 %, false foreground 3.5 % of the picture",
             )
         )
     curve = [(record.epoch, record.loss, record.validation_miou) for record in history]
@@ -122,6 +180,11 @@ def fold_result(fold: int, epochs: int) -> tuple[FoldResult, dict[str, bytes]]:
         run_id=f"{fold}5b0a5f4c9d14e0f8a7f2f6f5a9d3c1{fold}",
         model_version=str(fold + 1),
         checkpoint=f"s3://models/mshnet/pascal/fold{fold}/best",
+        other_shots={"5": score(names, TRAINED[fold] + 0.05, 0.65)},
+        outcomes=f"evaluations/pascal-fold{fold}/outcomes.arrow",
+        outcomes_sha256=f"{fold}a" * 32,
+        episodes_hash=f"{fold}b" * 6,
+        features=FeatureUse(images=345, asked=2000, computed=400, from_memory=1500, from_disk=100),
     )
     return result, pictures
 
@@ -144,6 +207,8 @@ def cross_validation_example(epochs: int = 20) -> tuple[CrossValidation, dict[st
         folds=folds,
         mean_miou=mean([fold.score.miou for fold in folds]),
         mean_fb_iou=mean([fold.score.fb_iou for fold in folds]),
+        miou_interval=Interval(low=0.3975, high=0.4175),
+        fb_iou_interval=Interval(low=0.63, high=0.64),
         parent_run_id="c0ffee5f4c9d14e0f8a7f2f6f5a9d3c1",
         config={"dataset": "pascal", "train": {"learning_rate": 0.01, "batch": 8}, "folds": [0, 1, 2, 3]},
         fingerprints={"source": "1f" * 32, "store": "2e" * 32},

@@ -12,7 +12,7 @@ import pytest
 from mshnet.errors import InputError
 from pipelines import storage
 from pipelines.config import CrossValidationConfig
-from pipelines.report import report, write_report
+from pipelines.report import show, write_report
 from pipelines.results import CrossValidation
 from pipelines.tracking import Tracker
 from pipelines.train import TrainedFold
@@ -109,7 +109,7 @@ def test_a_stored_result_shows_no_file_of_elsewhere(name: str, tmp_path: Path) -
     storage.write_bytes(str(stored), json.dumps(result.to_json()).encode())
     (tmp_path / "secret").write_text("secret")
     with pytest.raises(InputError, match="expected the name"):
-        report(str(stored), str(tmp_path / "out"))
+        show(str(stored), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
