@@ -55,12 +55,16 @@ def no_secret_in_command_lines(secrets: Mapping[str, str]) -> Iterator[None]:
     """That no process of this machine has a secret in its command line while the block runs."""
     __tracebackhide__ = True
     needles, found, end = _all_needles(secrets), set[str](), threading.Event()
+    seen: set[bytes] = set()
 
     def look() -> None:
         while True:
             for file in Path("/proc").glob("[0-9]*/cmdline"):
                 with contextlib.suppress(OSError):  # just gone
                     line = file.read_bytes()
+                    if line in seen:
+                        continue
+                    seen.add(line)
                     program = line.partition(b"\0")[0].decode(errors="replace")
                     found.update(f"process {file.parent.name} {program}: {name}" for name, _ in _in(line, needles))
             if end.wait(LOOK_S):
