@@ -42,9 +42,9 @@ def upstream(target: Stage) -> Iterator[Stage]:
 def merge(graphs: Mapping[Cell, Graph], at_once: int) -> dict[Cell, Part]:
     """Graphs built one by one (`graph.build`, without an order of the trainings), as parts of one.
 
-    Stages with the same result become one. A name begins with what all cells that need the stage have in common:
-    "pascal: seal the store", "pascal 1-shot resnet50 both: train fold 0". Of the trainings that are still to do,
-    `at_once` are in progress at any time, in the cells' order.
+    Stages with the same result become one. A name begins with what the stage is for: "pascal: seal the store",
+    "pascal 1-shot: draw test episodes of fold 0", "pascal 1-shot resnet50 both: train fold 0". Of the trainings that
+    are still to do, `at_once` are in progress at any time, in the cells' order.
     """
     names = _names(graphs)
     pending = {stage.result: stage for graph in graphs.values() for stage in graph.trained if stage.recorded() is None}
@@ -70,17 +70,14 @@ def merge(graphs: Mapping[Cell, Graph], at_once: int) -> dict[Cell, Part]:
 
 def _names(graphs: Mapping[Cell, Graph]) -> dict[str, str]:
     """A name for each result, different for different ones."""
-    users: dict[str, list[Cell]] = {}
-    stages: dict[str, Stage] = {}
-    for cell, graph in graphs.items():
-        for stage in upstream(graph.reported):
-            users.setdefault(stage.result, []).append(cell)
-            stages.setdefault(stage.result, stage)
     names: dict[str, str] = {}
-    for result, stage in stages.items():
-        first, *others = users[result]
-        common = " ".join(word for word in first.words if all(word in other.words for other in others))
-        name = f"{common}: {stage.name}" if common else stage.name
-        # Within one cell names are different, so its whole label makes this one so.
-        names[result] = f"{first.label}: {stage.name}" if name in names.values() else name
+    for cell, graph in graphs.items():
+        images = {stage.result for stage in upstream(graph.sealed)}
+        drawn = {stage.result for stage in (*graph.drawn_training, *graph.drawn_test)}
+        for stage in upstream(graph.reported):
+            if stage.result not in names:
+                scope = cell.words[:1] if stage.result in images else cell.words[:2] if stage.result in drawn else ()
+                name = f"{' '.join(scope) or cell.label}: {stage.name}"
+                # Within one cell names are different, so its whole label makes this one so.
+                names[stage.result] = f"{cell.label}: {stage.name}" if name in names.values() else name
     return names
