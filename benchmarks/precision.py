@@ -24,9 +24,10 @@ from mshnet.data.episodes import Episode, published_episodes
 from mshnet.data.folds import novel_classes
 from mshnet.data.splits import read_split_lists
 from mshnet.data.store.images import ImageStore
-from mshnet.engine import Evaluation, evaluate, network_predictor
+from mshnet.engine import evaluate, network_predictor
 from mshnet.features import FeatureCache
 from mshnet.metrics import miou, sum_by_class
+from mshnet.outcomes import Outcomes
 from pipelines.network import Relation
 
 BATCH = 8
@@ -65,7 +66,7 @@ def main() -> None:
         scores = []
         for precision in DTYPES:
             outcome, masks[precision] = judged(folder, precision, store, episodes)
-            counts = sum_by_class(outcome.counts, outcome.class_ids, novel_classes(given.dataset, fold))
+            counts = sum_by_class(outcome.counts, outcome.class_ids.tolist(), novel_classes(given.dataset, fold))
             scores.append(100 * miou(counts))
         pairs = zip(*masks.values(), strict=True)
         agree = torch.cat([(one == other).flatten() for one, other in pairs]).float().mean().item()
@@ -74,15 +75,16 @@ def main() -> None:
 
 def judged(
     folder: Path, precision: str, store: ImageStore, episodes: list[Episode[int]]
-) -> tuple[Evaluation, list[Tensor]]:
+) -> tuple[Outcomes, list[Tensor]]:
     """A model at one precision: its counts, and its masks batch by batch."""
     model = load_model(str(folder)).eval()
     predict = network_predictor(Relation(model.relation, precision))
     masks: list[Tensor] = []
 
     def remember(query: Features, support: Features, batch: EpisodeBatch) -> Any:
-        masks.append(predict(query, support, batch))
-        return masks[-1]
+        segmented = predict(query, support, batch)
+        masks.append(segmented.masks((batch.query_masks.shape[-2], batch.query_masks.shape[-1])))
+        return segmented
 
     features = FeatureCache(InferenceBackbone(model.backbone, DTYPES[precision]), 2**30)
     positions = [range(i, min(i + BATCH, len(episodes))) for i in range(0, len(episodes), BATCH)]
