@@ -171,6 +171,21 @@ def concatenated(parts: Sequence[Outcomes]) -> Outcomes:
     )
 
 
+def by_query(outcomes: Outcomes, queries: Sequence[str]) -> Outcomes:
+    """A row per class and query with the sums of its episodes: the same IoU, but queries are what is resampled then.
+
+    Episodes of one query with other supports are not independent. Over episodes, an interval says how the number
+    varies with the draw; over queries, how it varies with the images, which is more.
+    """
+    rows = np.unique(np.array(queries, dtype=np.str_), return_inverse=True)[1].reshape(-1)
+    pairs = np.stack([outcomes.class_ids, rows], axis=1)
+    kinds, row = np.unique(pairs, axis=0, return_inverse=True)
+    columns = np.hstack([_tallies(outcomes), outcomes.object_px[:, None], outcomes.counted_px[:, None]])
+    sums = np.zeros((len(kinds), columns.shape[1]), dtype=np.int64)
+    np.add.at(sums, row.reshape(-1), columns)
+    return Outcomes(Counts(sums[:, :2], sums[:, 2:4]), kinds[:, 0], sums[:, 4], sums[:, 5])
+
+
 # Inside ---------------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -16,10 +16,10 @@ from mshnet.errors import InputError
 from pipelines.results import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from mshnet.outcomes import Judged, Outcomes
-    from mshnet.statistics import Difference
+    from mshnet.statistics import Difference, Differences
     from pipelines.judged_run import JudgedFold, JudgedRun
 
     Part = tuple[Outcomes, Outcomes, Sequence[int]]
@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 PROG = "python -m pipelines.compare"
 FEW = 10
-"""Episodes of a class: with fewer, a bootstrap's interval is too narrow."""
+"""Episodes (queries) of a class: with fewer, a bootstrap's interval is too narrow."""
 _SHOWN_DIFFERENCES = 6
+Unit = Literal["episodes", "queries"]
+"""What is drawn again in a resample."""
 _NO_COVER = "The interval is about these episodes; another training seed may differ by more (docs/statistics.md)."
 
 
@@ -64,6 +66,8 @@ class Comparison(Record):
     protocol: str
     episodes: int
     """Of all folds."""
+    resampled: str
+    """episodes or queries."""
     miou: Measured
     """Means over the folds."""
     verdict: str
@@ -79,6 +83,7 @@ def compare(
     baseline: str = "",
     shot: int = 0,
     folds: tuple[int, ...] = (),
+    resample: Unit = "episodes",
     samples: int = 10_000,
     seed: int = 0,
     tracking_uri: str = "",
@@ -97,6 +102,8 @@ def compare(
         baseline: Who is judged in B; empty: the same as in A.
         shot: Supports per episode; 0: A's own.
         folds: Folds to compare; none: all that both have.
+        resample: episodes: would another draw of episodes from these images say the same? queries: would other
+            images? A query's episodes stay together then, which gives wider intervals.
         samples: Resamples of the bootstrap; the smallest p-value is 2 / (samples + 1).
         seed: Of the bootstrap.
         tracking_uri: Where run ids are looked up; empty: MLFLOW_TRACKING_URI, else outputs/mlflow.db.
@@ -108,7 +115,7 @@ def compare(
     first = read_run(a, tracking_uri)
     second = read_run(b, tracking_uri) if b else first
     sides = (Side(first, predictor), Side(second, baseline or predictor))
-    result = compared(*sides, shot=shot or first.shot, folds=folds, samples=samples, seed=seed)
+    result = compared(*sides, shot=shot or first.shot, folds=folds, unit=resample, samples=samples, seed=seed)
     print(text(result), file=sys.stderr)
     print(result.to_text())
 
@@ -126,40 +133,45 @@ class Side:
         return f"{self.predictor}, {self.run.name} ({self.run.place})"
 
 
-def compared(a: Side, b: Side, *, shot: int, folds: Sequence[int], samples: int, seed: int) -> Comparison:
+def compared(a: Side, b: Side, *, shot: int, folds: Sequence[int], unit: Unit, samples: int, seed: int) -> Comparison:
     """The paired test over the folds that both have. InputError where the episodes are not the same."""
     from mshnet.data.folds import class_names
     from mshnet.statistics import paired_in_detail
 
     chosen = _folds(a.run, b.run, folds)
     pairs = _pairs(a, b, shot, chosen)
-    names = class_names(a.run.dataset)
-    parts = [(*pair, sorted(set(pair[0].class_ids.tolist()))) for pair in pairs.values()]
+    episodes = [len(first) for first, _ in pairs]
+    if unit == "queries":
+        pairs = [_by_query(a.run.folds[f].of(a.predictor, shot), pair) for f, pair in zip(chosen, pairs, strict=True)]
+    parts = [(*pair, sorted(set(pair[0].class_ids.tolist()))) for pair in pairs]
+    _refuse_single(parts, unit)
     found = paired_in_detail(parts, samples, seed)
+    names = class_names(a.run.dataset)
     rows = [
-        _fold(fold, part, names, difference, by_class)
-        for fold, part, difference, by_class in zip(chosen, parts, found.folds, found.classes, strict=True)
+        FoldComparison(fold=fold, episodes=count, miou=miou, class_iou={names[c]: x for c, x in by_class.items()})
+        for fold, count, (miou, by_class) in zip(chosen, episodes, _measured_folds(parts, found), strict=True)
     ]
-    episodes = sum(row.episodes for row in rows)
     means = [sum(values) / len(rows) for values in ([row.miou.a for row in rows], [row.miou.b for row in rows])]
+    drawn = f"{sum(episodes):,} episodes" if unit == "episodes" else f"the queries of {sum(episodes):,} episodes"
     return Comparison(
         a=a.label,
         b=b.label,
         protocol=replace(a.run.folds[chosen[0]].protocol, shot=shot).label,
-        episodes=episodes,
+        episodes=sum(episodes),
+        resampled=unit,
         miou=_measured(means[0], means[1], found.mean),
-        verdict=verdict(found.mean, episodes),
+        verdict=verdict(found.mean, drawn),
         folds=rows,
-        notes=_notes(a, b, chosen, parts),
+        notes=_notes(a, b, chosen, parts, unit),
     )
 
 
-def verdict(difference: Difference, episodes: int) -> str:
-    """The sentence, in mIoU points (percent)."""
+def verdict(difference: Difference, drawn: str) -> str:
+    """The sentence, in mIoU points (percent); `drawn` is what was resampled, such as "1,000 episodes"."""
     points, half = 100 * difference.miou, 100 * difference.half_width
     digits = 2 if 0 < half < 0.1 else 1
     p = "p < 0.001" if difference.p_value < 0.0005 else f"p = {difference.p_value:.3f}"
-    how = f"{half:.{digits}f} mIoU points (95 %, paired bootstrap over {episodes:,} episodes, {p})"
+    how = f"{half:.{digits}f} mIoU points (95 %, paired bootstrap over {drawn}, {p})"
     if difference.shown:
         return f"A is {'better' if difference.low > 0 else 'worse'} than B by {abs(points):.{digits}f} ± {how}"
     points = round(points, digits) + 0.0  # no minus before a zero
@@ -189,20 +201,15 @@ def _line(label: str, x: Measured, width: int) -> str:
     return f"{label:<{width}}  {100 * x.a:5.1f}  {100 * x.b:5.1f}  {100 * x.difference:+6.1f}  {ends:>15}  {p:>7}"
 
 
-def _fold(
-    fold: int, part: Part, names: Sequence[str], difference: Difference, by_class: Mapping[int, Difference]
-) -> FoldComparison:
+def _measured_folds(parts: Sequence[Part], found: Differences) -> Iterator[tuple[Measured, dict[int, Measured]]]:
+    """mIoU and IoU by class id of each fold."""
     from mshnet.metrics import class_iou, miou, sum_by_class
 
-    first, second, classes = part
-    sums = [sum_by_class(x.counts, x.class_ids.tolist(), classes) for x in (first, second)]
-    iou = [dict(zip(classes, class_iou(x), strict=True)) for x in sums]
-    return FoldComparison(
-        fold=fold,
-        episodes=len(first),
-        miou=_measured(miou(sums[0]), miou(sums[1]), difference),
-        class_iou={names[c]: _measured(iou[0][c], iou[1][c], found) for c, found in by_class.items()},
-    )
+    for (first, second, classes), whole, by_class in zip(parts, found.folds, found.classes, strict=True):
+        sums = [sum_by_class(x.counts, x.class_ids.tolist(), classes) for x in (first, second)]
+        iou = [dict(zip(classes, class_iou(x), strict=True)) for x in sums]
+        measured = {c: _measured(iou[0][c], iou[1][c], difference) for c, difference in by_class.items()}
+        yield _measured(miou(sums[0]), miou(sums[1]), whole), measured
 
 
 def _measured(a: float, b: float, difference: Difference) -> Measured:
@@ -222,21 +229,21 @@ def _folds(a: JudgedRun, b: JudgedRun, wanted: Sequence[int]) -> list[int]:
     return sorted(set(wanted)) or both
 
 
-def _pairs(a: Side, b: Side, shot: int, folds: Sequence[int]) -> dict[int, tuple[Outcomes, Outcomes]]:
+def _pairs(a: Side, b: Side, shot: int, folds: Sequence[int]) -> list[tuple[Outcomes, Outcomes]]:
     """Outcomes of all seeds of each fold, once they are known to be of the same episodes."""
     from mshnet.statistics import concatenated
 
     differences: list[str] = []
     if a.run.dataset != b.run.dataset:
         differences.append(f"the data set is {a.run.dataset} in A, {b.run.dataset} in B")
-    pairs = {}
+    pairs = []
     for fold in folds:
         first, second = a.run.folds[fold], b.run.folds[fold]
         judged = first.of(a.predictor, shot), second.of(b.predictor, shot)
         found = _protocol_differences(first, second) + _list_differences(*judged)
         found = found or _support_differences(first, second, shot)
         differences += [f"fold {fold}: {difference}" for difference in found]
-        pairs[fold] = concatenated([x.outcomes for x in judged[0]]), concatenated([x.outcomes for x in judged[1]])
+        pairs.append((concatenated([x.outcomes for x in judged[0]]), concatenated([x.outcomes for x in judged[1]])))
     if differences:
         more = len(differences) - _SHOWN_DIFFERENCES
         shown = "; ".join(differences[:_SHOWN_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
@@ -244,13 +251,27 @@ def _pairs(a: Side, b: Side, shot: int, folds: Sequence[int]) -> dict[int, tuple
             f"expected two runs that were judged on the same episodes, found that {shown}. "
             "Evaluate both under the same protocol"
         )
-    largest = max(int((x.class_ids == c).sum()) for x, _ in pairs.values() for c in set(x.class_ids.tolist()))
-    if largest < 2:
+    return pairs
+
+
+def _by_query(judged: Sequence[Judged], pair: tuple[Outcomes, Outcomes]) -> tuple[Outcomes, Outcomes]:
+    from mshnet.statistics import by_query
+
+    queries = [query for each in judged for query in each.queries]
+    return by_query(pair[0], queries), by_query(pair[1], queries)
+
+
+def _per_class(parts: Sequence[Part]) -> list[int]:
+    """How many there are of each class to draw from."""
+    return [int((first.class_ids == c).sum()) for first, _, classes in parts for c in classes]
+
+
+def _refuse_single(parts: Sequence[Part], unit: Unit) -> None:
+    if max(_per_class(parts), default=0) < 2:
         raise InputError(
-            "expected a class with two episodes or more, found one of each: nothing can be resampled; "
+            f"expected a class with two {unit} or more, found one of each: nothing can be resampled; "
             "evaluate on more episodes"
         )
-    return pairs
 
 
 def _protocol_differences(a: JudgedFold, b: JudgedFold) -> list[str]:
@@ -297,7 +318,7 @@ def _list_differences(a: Sequence[Judged], b: Sequence[Judged]) -> list[str]:
     return found
 
 
-def _notes(a: Side, b: Side, folds: Sequence[int], parts: Sequence[Part]) -> list[str]:
+def _notes(a: Side, b: Side, folds: Sequence[int], parts: Sequence[Part], unit: Unit) -> list[str]:
     notes = []
     left_out = sorted((a.run.folds.keys() | b.run.folds.keys()) - set(folds))
     if left_out:
@@ -307,9 +328,9 @@ def _notes(a: Side, b: Side, folds: Sequence[int], parts: Sequence[Part]) -> lis
         for one, other in sorted(pairs):
             if one != other:
                 notes.append(f"trained under different rules: {what} is {one!r} in A, {other!r} in B")
-    few = sum(int((first.class_ids == c).sum()) < FEW for first, _, classes in parts for c in classes)
+    few = sum(count < FEW for count in _per_class(parts))
     if few:
-        notes.append(f"classes with fewer than {FEW} episodes: {few}; the intervals are too narrow for that")
+        notes.append(f"classes with fewer than {FEW} {unit}: {few}; the intervals are too narrow for that")
     return notes
 
 

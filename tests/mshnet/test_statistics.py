@@ -16,7 +16,16 @@ from mshnet import statistics
 from mshnet.errors import InputError
 from mshnet.metrics import Counts, fb_iou, miou, sum_by_class
 from mshnet.outcomes import Outcomes
-from mshnet.statistics import bootstrap, bootstrap_mean, by_size, concatenated, paired, paired_in_detail, spread
+from mshnet.statistics import (
+    bootstrap,
+    bootstrap_mean,
+    by_query,
+    by_size,
+    concatenated,
+    paired,
+    paired_in_detail,
+    spread,
+)
 
 QUERY_PX = 1000
 CLASSES = (2, 5, 9)
@@ -92,6 +101,37 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
         low, high = bootstrap(drawn(rng, 60), CLASSES, 300, seed).miou
         held += low <= truth <= high
     assert 0.91 <= held / tries <= 0.98  # 0.95 ± 3 standard errors
+
+
+def test_queries_that_repeat_need_to_be_resampled_whole() -> None:
+    """Three episodes of each query, what is hard about it the same in all: other images would vary more."""
+    rng = np.random.default_rng(13)
+    truth, tries, held = 0.6, 300, {"episodes": 0, "queries": 0}
+    for seed in range(tries):
+        hardness = np.repeat(rng.uniform(-0.25, 0.25, 40), 3)
+        iou = truth + hardness + rng.uniform(-0.1, 0.1, 120)
+        inside = np.rint(300 * iou).astype(int)
+        episodes = outcomes_of([(2, i, 300) for i in inside])
+        queries = [f"2007_{i // 3:06d}" for i in range(120)]
+        for name, outcomes in (("episodes", episodes), ("queries", by_query(episodes, queries))):
+            low, high = bootstrap(outcomes, CLASSES, 300, seed).miou
+            held[name] += low <= truth <= high
+    assert held["episodes"] / tries < 0.85
+    assert 0.90 <= held["queries"] / tries <= 0.98
+
+
+def test_a_row_per_class_and_query() -> None:
+    outcomes = outcomes_of([(2, 10, 20), (5, 30, 60), (2, 5, 40), (2, 1, 2)])
+    found = by_query(outcomes, ["b", "b", "b", "a"])  # the first and the third are the same class and query
+    expected = outcomes_of([(2, 1, 2), (2, 15, 60), (5, 30, 60)])
+    np.testing.assert_array_equal(found.class_ids, expected.class_ids)
+    np.testing.assert_array_equal(found.counts.intersection[:, 1], [1, 15, 30])
+    np.testing.assert_array_equal(found.counts.union[:, 1], [2, 60, 60])
+    np.testing.assert_array_equal(found.object_px, [1, 15, 30])
+    np.testing.assert_array_equal(found.counted_px, [QUERY_PX, 2 * QUERY_PX, QUERY_PX])
+    sums = [sum_by_class(x.counts, x.class_ids.tolist(), CLASSES) for x in (outcomes, found)]
+    np.testing.assert_array_equal(sums[0].intersection, sums[1].intersection)
+    np.testing.assert_array_equal(sums[0].union, sums[1].union)
 
 
 def test_four_times_the_episodes_halve_the_interval() -> None:

@@ -52,6 +52,14 @@ def judged(
     return Judged(predictor, shot, seed, queries, outcomes)
 
 
+def few(rows: Sequence[int] | np.ndarray, table: Judged) -> Judged:
+    """Some of a table's episodes."""
+    place = np.array(rows)
+    counts = Counts(table.outcomes.counts.intersection[place], table.outcomes.counts.union[place])
+    outcomes = Outcomes(counts, *(getattr(table.outcomes, x)[place] for x in ("class_ids", "object_px", "counted_px")))
+    return Judged(table.predictor, table.shot, table.seed, tuple(table.queries[i] for i in rows), outcomes)
+
+
 def fold_result(fold: int, tables: Sequence[Judged], store: Path, protocol: Protocol) -> FoldResult:
     place = f"evaluations/pascal-fold{fold}/outcomes.arrow"
     score = Score(miou=0.6, fb_iou=0.7, class_iou={}, episodes=EPISODES)
@@ -183,6 +191,24 @@ def test_a_difference_that_is_too_small_for_so_few_episodes(a: str, tmp_path: Pa
     assert found.verdict.startswith("no difference that these episodes could show")
 
 
+def test_other_images_would_vary_more(tmp_path: Path, command: Command) -> None:
+    """Every query four times, all that makes A and B differ the same in each of them."""
+
+    def repeated(better: float, noise: int) -> Judged:
+        return few(np.tile(np.arange(50), 4), judged(0, better, noise=noise))
+
+    a = written(tmp_path / "a", {0: [repeated(0.01, 1)]})
+    b = written(tmp_path / "b", {0: [repeated(0.0, 2)]})
+    found = {unit: command(a, b, "--resample", unit)[1] for unit in ("episodes", "queries")}
+    episodes, queries = found["episodes"], found["queries"]
+    assert episodes is not None
+    assert queries is not None
+    assert "paired bootstrap over the queries of 200 episodes" in queries.verdict
+    assert (queries.miou.a, queries.miou.b, queries.episodes) == (episodes.miou.a, episodes.miou.b, 200)
+    widths = [x.miou.high - x.miou.low for x in (queries, episodes)]
+    assert widths[0] / widths[1] == pytest.approx(2, rel=0.2)  # four times as few to draw from
+
+
 def test_against_a_baseline_of_the_same_run(tmp_path: Path, command: Command) -> None:
     tables = [judged(0, predictor="trained"), judged(0, predictor="prototype", better=-0.2, noise=3)]
     a = written(tmp_path / "a", {0: tables})
@@ -279,19 +305,11 @@ def test_what_is_not_the_episodes_is_noted(a: str, tmp_path: Path, command: Comm
     assert (code, "expected the folds [0] in both runs, found [0, 1] in A and [1, 2] in B" in err) == (1, True)
 
 
-def few(rows: Sequence[int]) -> Judged:
-    table = judged(0)
-    place = np.array(rows)
-    counts = Counts(table.outcomes.counts.intersection[place], table.outcomes.counts.union[place])
-    outcomes = Outcomes(counts, *(getattr(table.outcomes, x)[place] for x in ("class_ids", "object_px", "counted_px")))
-    return Judged("trained", 1, 0, tuple(table.queries[i] for i in rows), outcomes)
-
-
 def test_too_few_episodes(tmp_path: Path, command: Command) -> None:
-    one_each = written(tmp_path / "a", {0: [few(range(5))]})
+    one_each = written(tmp_path / "a", {0: [few(range(5), judged(0))]})
     code, _, err = command(one_each, one_each)
     assert (code, "expected a class with two episodes or more" in err) == (1, True)
-    some = written(tmp_path / "b", {0: [few(range(47))]})  # two classes have 10, three 9
+    some = written(tmp_path / "b", {0: [few(range(47), judged(0))]})  # two classes have 10, three 9
     code, found, _ = command(some, some)
     assert code == 0
     assert found is not None
