@@ -9,10 +9,11 @@
 set -euo pipefail
 
 NAME=$1 ADDRESS=$2 FOLDER=$3 CHECKOUT=$4 INTERPRETER=$5
+ENVIRONMENT=mshnet/.venv # below the home folder, where the cluster file has it
 
 mount --make-rprivate /
 hostname "$NAME"
-mkdir -p "$FOLDER"/{root/mshnet/.venv,tmp,run/sshd,etc,var} /var/lib/mshnet
+mkdir -p "$FOLDER"/{root/"$ENVIRONMENT",tmp,run/sshd,etc,var} /var/lib/mshnet
 chmod 700 "$FOLDER/root"
 chmod 1777 "$FOLDER/tmp"
 
@@ -39,7 +40,7 @@ mount -t tmpfs -o size=1m tmpfs "$CHECKOUT"
 mount --bind "$FOLDER/tmp" /tmp
 readonly_bind /run/python "$INTERPRETER"
 readonly_bind /run/venv "$CHECKOUT/.venv" # the environment's scripts name their interpreter by this path
-readonly_bind /run/venv /root/mshnet/.venv
+readonly_bind /run/venv "/root/$ENVIRONMENT"
 
 /usr/sbin/sshd -D -e </dev/null >/root/sshd.log 2>&1 &
 trap 'exit 0' TERM
