@@ -30,7 +30,7 @@ test: ## The static checks, then the tests, JOBS=2 files at once (ARGS go to pyt
 	@$(MAKE) --no-print-directory -j 2 --output-sync=target check servers
 ifeq ($(strip $(ARGS)),)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not alone"
-	$(BIN)/python -m pytest -m alone
+	$(BIN)/python -m pytest -m alone $$(grep -rl 'mark\.alone' tests --include='test_*.py')
 else
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 endif
