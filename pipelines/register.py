@@ -128,9 +128,10 @@ def _log_pictures(tracker: Tracker, run_id: str, pictures: str, result: FoldResu
     with tempfile.TemporaryDirectory() as scratch:
         for folder, names in by_folder.items():
             for name in names:
+                picture = storage.read_bytes(storage.join(pictures, name))
                 file = Path(scratch, folder, name)
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(storage.read_bytes(storage.join(pictures, name)))
+                file.write_bytes(picture)
         tracker.log_file(run_id, scratch, "pictures")
 
 
@@ -153,8 +154,9 @@ def _registered(page: FoldPage, tracker: Tracker, run_id: str, tags: Mapping[str
         description=page.of_version(),
         tags={
             **ends,
-            **{name: tags[name] for name in ("protocol", "resize", "mask_mode")},
-            **provenance.setting_tags(config),
+            "protocol": tags["protocol"],
+            "selection": config.validation.selection,
+            "similarity": config.model.similarity,
             "git_commit": result.git_commit,
         },
     )

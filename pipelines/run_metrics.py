@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pipelines import paper_numbers
 from pipelines.results import BASELINES, CrossValidation, FoldResult, Interval, Score
 
+DECIMALS = 7
+"""What a column can show; fold.json has all of them."""
 CHOSEN_ON_TEST = "_epoch_chosen_on_test"
 
 
@@ -32,7 +34,7 @@ def of_fold(fold: FoldResult, paper: paper_numbers.PaperRow | None) -> dict[str,
     if fold.features and fold.features.asked:
         metrics["features/reused"] = 1 - fold.features.computed / fold.features.asked
         metrics["features/computed"] = fold.features.computed
-    return metrics | {"best_epoch": fold.best_epoch, "train_s": fold.train_s, "evaluate_s": fold.evaluate_s}
+    return _rounded(metrics) | {"best_epoch": fold.best_epoch, "train_s": fold.train_s, "evaluate_s": fold.evaluate_s}
 
 
 def of_cross_validation(result: CrossValidation, paper: paper_numbers.PaperRow | None) -> dict[str, float]:
@@ -55,7 +57,7 @@ def of_cross_validation(result: CrossValidation, paper: paper_numbers.PaperRow |
     for fold in result.folds:
         name = f"fold{fold.fold}{chosen}/miou"
         metrics |= {name: fold.score.miou} | _ends(name, fold.score.miou_interval)
-    return metrics
+    return _rounded(metrics)
 
 
 def _ious(group: str, score: Score) -> dict[str, float]:
@@ -69,3 +71,7 @@ def _ends(name: str, interval: Interval | None) -> dict[str, float]:
 
 def _group(name: str, values: Mapping[str, float]) -> dict[str, float]:
     return {f"{name}/{key}": value for key, value in values.items()}
+
+
+def _rounded(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, DECIMALS) for name, value in values.items()}

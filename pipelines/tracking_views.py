@@ -14,7 +14,6 @@ PAGE_TAG = "mshnet.page"
 """On an experiment whose page was written."""
 VIEW_TAG = "mlflow.sharedViewState."
 SETTING = ("dataset", "backbone", "shot", "similarity", "architecture", "protocol", "selection")
-ANY_FOLD = "tags.fold LIKE '%'"
 
 
 @dataclass(frozen=True)
@@ -26,6 +25,7 @@ class View:
     metrics: tuple[str, ...]
     filter: str = ""
     order: str = "attributes.start_time"
+    ascending: bool = False
 
     @property
     def state(self) -> str:
@@ -34,9 +34,8 @@ class View:
         state = {
             "searchFilter": self.filter,
             "orderByKey": self.order,
-            "orderByAsc": False,
+            "orderByAsc": self.ascending,
             "selectedColumns": columns,
-            "columnOrder": columns,
         }
         return json.dumps({"name": self.name, "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)})
 
@@ -59,9 +58,11 @@ VIEWS = {
     ),
     "folds": View(
         "Folds",
-        ("fold", *SETTING, "episodes_hash"),
+        ("fold", *SETTING),
         (*_ends("test/miou"), "test/fb_iou", "baseline_prototype/miou", f"test{CHOSEN_ON_TEST}/miou"),
-        ANY_FOLD,
+        "tags.fold LIKE '%'",
+        "tags.`fold`",
+        ascending=True,
     ),
 }
 """By the key in their address."""

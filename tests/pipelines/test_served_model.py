@@ -17,7 +17,9 @@ from mshnet import ModelConfig, MSHNet, checkpoint
 from mshnet.data.transforms import normalise
 from pipelines.served_model import FewShotSegmenter, encode, input_example
 from pipelines.tracking import Tracker
+from pipelines.tracking_registry import NewVersion, Registry
 from tests.mshnet.data.test_hostile_data import bomb
+from tests.pipelines.test_tracking_registry import CONDITIONS
 
 SIDE = 65
 
@@ -132,17 +134,10 @@ def test_the_registered_model_is_loaded_by_its_alias_and_predicts(
     monkeypatch.setattr(sys, "path", [*sys.path])  # MLflow prepends the model's code folder
     tracker = Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "e")
     run = tracker.start_parent("cv", {}, {}, "key")
-    version = tracker.register(
-        "mshnet",
-        run,
-        folder / checkpoint.WEIGHTS_FILE,
-        checkpoint.read_config(str(folder)),
-        0.5,
-        "published",
-        0,
-        "fold 0",
-    )
-    assert tracker.promote("mshnet", version, "published", 0.5, alias="fold0")
+    registry, weights = Registry(tracker, "mshnet"), folder / checkpoint.WEIGHTS_FILE
+    described = NewVersion(fold=0, miou=0.5, conditions=CONDITIONS, description="fold 0", tags={})
+    version = registry.register(run, weights, checkpoint.read_config(str(folder)), described)
+    assert registry.promote(version, alias="fold0")
     source = tracker._client().get_model_version_by_alias("mshnet", "fold0").source
     loaded: Any = mlflow.pyfunc.load_model(source)
     query, supports, masks = episode()

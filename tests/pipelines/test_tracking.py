@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import json
-import logging
 import multiprocessing
 import pickle
 import sqlite3
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlparse
 
 import pytest
@@ -15,8 +13,6 @@ import pytest
 from mshnet.errors import InputError
 from pipelines.results import EpochRecord
 from pipelines.tracking import KEY_TAG, RESUBMITTED_TAG, Tracker, flattened
-
-PROTOCOL = "published 1000"
 
 
 def epoch(number: int, validation_miou: float | None = None) -> EpochRecord:
@@ -44,28 +40,6 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def tracker(tmp_path: Path, empty_database: bytes) -> Tracker:
     (tmp_path / "mlflow.db").write_bytes(empty_database)
     return Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "mshnet-shapes")
-
-
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    import numpy as np
-    from safetensors.numpy import save_file
-
-    path = tmp_path / "model.safetensors"
-    save_file({"weight": np.arange(4, dtype=np.float32)}, str(path))
-    return path
-
-
-def register(tracker: Tracker, run_id: str, weights: Path, score: float, **changes: Any) -> str:
-    values: dict[str, Any] = {
-        "model_name": "mshnet-shapes-1shot",
-        "config": {"model": {"backbone": "resnet18"}, "image_size_px": 65},
-        "protocol": PROTOCOL,
-        "fold": 0,
-        "description": "fold 0",
-        "data_fingerprint": "f" * 64,
-    }
-    return tracker.register(run_id=run_id, weights_path=weights, score=score, **(values | changes))
 
 
 def test_a_parent_has_its_children_their_curves_and_their_config(tracker: Tracker) -> None:
@@ -112,6 +86,56 @@ def test_a_resubmitted_job_reopens_its_runs(tracker: Tracker) -> None:
     other = again.start_parent("cv", {}, {}, "other-key")
     assert other != parent
     assert again.start_child(other, "fold 0", {}, {}, "fold-key") != child, "a child belongs to its parent"
+
+
+def test_a_run_says_what_it_worked_on_and_where_it_is(tracker: Tracker) -> None:
+    parent = tracker.start_parent("cv", {}, {}, "cv-key")
+    child = tracker.start_child(parent, "fold 0", {}, {}, "fold-key")
+    tracker.describe(child, "**mIoU** 65.2 %")
+    tracker.describe(parent, "line\n" * 2000)
+    tracker.log_dataset(child, "pascal fold 0", "e68ad4a7d8d5", "test", "data/VOC2012")
+
+    client = tracker._client()
+    found = client.get_run(child)
+    assert found.data.tags["mlflow.note.content"] == "**mIoU** 65.2 %"
+    long = client.get_run(parent).data.tags["mlflow.note.content"]
+    assert long.splitlines()[-2:] == ["", "(cut: too long for the tracker)"]
+    assert set(long.splitlines()[:-2]) == {"line"}
+    assert 4950 < len(long) <= 5000
+    (used,) = found.inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest) == ("pascal fold 0", "e68ad4a7d8d5")
+    assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "test")]
+    by_digest = client.search_runs([found.info.experiment_id], "dataset.digest = 'e68ad4a7d8d5'")
+    assert [run.info.run_id for run in by_digest] == [child]
+    assert (tracker.parent(child), tracker.parent(parent)) == (parent, "")
+    assert tracker.page(child) == f"#/experiments/{found.info.experiment_id}/runs/{child}"
+    assert tracker.page(parent, "report/report.html").endswith(f"/runs/{parent}/artifacts/report/report.html")
+
+
+def test_an_experiment_has_its_views_once(tracker: Tracker) -> None:
+    client, experiment_id = tracker._client(), tracker._experiment_id()
+    tags = client.get_experiment(experiment_id).tags
+    assert f"#/experiments/{experiment_id}/runs?viewStateShareKey=folds" in tags["mlflow.note.content"]
+    view = json.loads(tags["mlflow.sharedViewState.folds"])
+    state = json.loads(view["state"])
+    assert (view["name"], state["selectedColumns"][0]) == ("Folds", "tags.`fold`")
+    assert "metrics.`test/miou`" in state["selectedColumns"]
+
+    client.set_experiment_tag(experiment_id, "mlflow.note.content", "by hand")
+    client.delete_experiment_tag(experiment_id, "mlflow.sharedViewState.folds")
+    assert tracker._experiment_id() == experiment_id
+    tags = client.get_experiment(experiment_id).tags
+    assert tags["mlflow.note.content"] == "by hand"
+    assert "mlflow.sharedViewState.folds" not in tags
+
+
+def test_an_experiment_from_before_the_views_gets_them(tracker: Tracker) -> None:
+    client = tracker._client()
+    made = client.create_experiment(tracker.experiment, tags={"mlflow.note.content": "by hand"})
+    assert tracker._experiment_id() == made
+    tags = client.get_experiment(made).tags
+    assert tags["mlflow.note.content"] == "by hand"
+    assert "mlflow.sharedViewState.folds" in tags
 
 
 def test_artifacts_lie_beside_the_database(tracker: Tracker, tmp_path: Path) -> None:
@@ -194,75 +218,6 @@ def test_four_processes_log_at_once_into_a_new_database(tmp_path: Path) -> None:
         assert database.execute("select count(*) from experiments where name = 'raced'").fetchone() == (1,)
 
 
-def test_a_version_tells_where_it_comes_from(
-    tracker: Tracker, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    monkeypatch.chdir(elsewhere)
-    run = tracker.start_parent("cv", {}, {}, "key")
-    assert register(tracker, run, weights, 0.512) == "1"
-    client = tracker._client()
-    version = client.get_model_version("mshnet-shapes-1shot", "1")
-    assert {key: version.tags[key] for key in ("fold", "protocol", "miou", "run_id", "data_fingerprint")} == {
-        "fold": "0",
-        "protocol": PROTOCOL,
-        "miou": "0.512",
-        "run_id": run,
-        "data_fingerprint": "f" * 64,
-    }
-    assert (version.run_id, version.description, version.status) == (run, "fold 0", "READY")
-    (output,) = client.get_run(run).outputs.model_outputs
-    logged = client.get_logged_model(output.model_id)
-    assert (version.source, logged.status) == (logged.artifact_location, "READY")
-
-    folder = Path(urlparse(logged.artifact_location).path)
-    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert {
-        "MLmodel",
-        "artifacts/model/model.safetensors",
-        "served_model.py",
-        "code/mshnet/model.py",
-    } <= files
-    assert not [name for name in files if name.endswith((".pkl", ".pyc", ".pt", ".pth"))]
-    assert (folder / "artifacts/model/model.safetensors").read_bytes() == weights.read_bytes()
-    assert json.loads((folder / "artifacts/model/config.json").read_text())["image_size_px"] == 65
-    assert list(elsewhere.iterdir()) == [], "nothing goes to MLflow's default store in the working folder"
-
-
-def test_the_same_weights_are_registered_once(tracker: Tracker, weights: Path) -> None:
-    run = tracker.start_parent("cv", {}, {}, "key")
-    assert register(tracker, run, weights, 0.5) == register(tracker, run, weights, 0.5) == "1"
-    weights.write_bytes(weights.read_bytes() + b"trained again")
-    assert register(tracker, run, weights, 0.6) == "2"
-
-
-def test_an_alias_moves_only_to_a_better_version_of_the_same_protocol(
-    tracker: Tracker, weights: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    def version(key: str, score: float, protocol: str = PROTOCOL) -> tuple[str, bool]:
-        run = tracker.start_parent(key, {}, {}, key)
-        number = register(tracker, run, weights, score, protocol=protocol)
-        return number, tracker.promote("mshnet-shapes-1shot", number, protocol, score, "fold0")
-
-    def holder() -> str:
-        return str(tracker._client().get_model_version_by_alias("mshnet-shapes-1shot", "fold0").version)
-
-    assert version("first", 0.50) == ("1", True)
-    assert version("worse", 0.49) == ("2", False)
-    assert version("equal", 0.50) == ("3", False)
-    assert holder() == "1"
-    assert version("better", 0.51) == ("4", True)
-    assert holder() == "4"
-    with caplog.at_level(logging.WARNING):
-        assert version("another protocol", 0.99, protocol="every validation pair") == ("5", False)
-    assert "cannot be compared" in caplog.text
-    assert version("not a number", float("nan")) == ("6", False)
-    assert holder() == "4"
-    assert tracker.promote("mshnet-shapes-1shot", "4", PROTOCOL, 0.51, "fold0"), "it is already there"
-    assert tracker.promote("mshnet-shapes-1shot", "2", PROTOCOL, 0.49, "fold1"), "aliases are independent"
-
-
 def test_bad_use_is_refused(tracker: Tracker, tmp_path: Path) -> None:
     run = tracker.start_parent("cv", {}, {}, "key")
     with pytest.raises(InputError, match="status must be one of FINISHED, FAILED, KILLED, got 'DONE'"):
@@ -271,8 +226,6 @@ def test_bad_use_is_refused(tracker: Tracker, tmp_path: Path) -> None:
         tracker.log_file(run, tmp_path / "absent.txt")
     with pytest.raises(InputError, match="ends in a file name"):
         tracker.log_bytes(run, b"", "folder/")
-    with pytest.raises(InputError, match="no weights to register"):
-        register(tracker, run, tmp_path / "absent.safetensors", 0.5)
     with pytest.raises(InputError, match="without quotes"):
         tracker.start_parent("cv", {}, {}, "it's")
     with pytest.raises(InputError, match="needs a name"):
