@@ -242,7 +242,8 @@ def _pictures(folder: str, fold: int, trained: TrainedFold, scores: Mapping[str,
 
     curve = [(record.epoch, record.loss, record.validation_miou) for record in trained.history]
     storage.write_bytes(storage.join(folder, CURVES), learning_curves({f"fold {fold}": curve}))
-    bars = class_bars({name: score.class_iou for name, score in scores.items()})
+    intervals = {name: (ends.low, ends.high) for name, ends in scores[TRAINED].class_interval.items()}
+    bars = class_bars({name: score.class_iou for name, score in scores.items()}, intervals)
     storage.write_bytes(storage.join(folder, BARS), bars)
     return CURVES, BARS
 
