@@ -50,8 +50,9 @@ class Recorded:
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+def recorded(tmp_path_factory: pytest.TempPathFactory, empty_database: bytes) -> Recorded:
     folder = tmp_path_factory.mktemp("jobs")
+    (folder / "mlflow.db").write_bytes(empty_database)
     config = configuration(folder, f"sqlite:///{folder / 'mlflow.db'}", folds=(0, 1))
     one = record_job(config, "one", (0.652, 0.704))
     five = record_job(dataclasses.replace(config, shot=5), "five", (0.7, 0.72))
@@ -181,8 +182,9 @@ def test_a_version_leads_back(recorded: Recorded) -> None:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
+def server(tmp_path: Path, empty_database: bytes) -> Iterator[str]:
     """A tracking server of its own, which also takes the artifacts."""
+    (tmp_path / "server.db").write_bytes(empty_database)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -243,7 +245,10 @@ def test_a_result_counts_only_for_the_run_that_it_was_logged_to() -> None:
     assert SameRun("run_id", "")(result)
 
 
-def test_a_score_on_the_episodes_that_chose_the_epoch_has_names_of_its_own(tmp_path: Path) -> None:
+def test_a_score_on_the_episodes_that_chose_the_epoch_has_names_of_its_own(
+    tmp_path: Path, empty_database: bytes
+) -> None:
+    (tmp_path / "mlflow.db").write_bytes(empty_database)
     config = configuration(tmp_path, f"sqlite:///{tmp_path / 'mlflow.db'}", folds=(0,))
     chosen = fold_result(config, 0, 0.652, protocol=protocol(config, selection=CHOSEN_ON_TEST))
     run_id = Tracker(config.tracking_uri, config.experiment).start_parent("fold 0", {}, {}, "key")

@@ -18,7 +18,8 @@ SEARCH = SearchConfig(trials=2)
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> CrossValidationConfig:
+def config(tmp_path: Path, empty_database: bytes) -> CrossValidationConfig:
+    (tmp_path / "mlflow.db").write_bytes(empty_database)
     return replace(named("demo", ""), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", folds=(2, 0))
 
 

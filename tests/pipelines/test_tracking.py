@@ -28,14 +28,6 @@ def epoch(number: int, validation_miou: float | None = None) -> EpochRecord:
     )
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A migrated, empty MLflow database: making one takes seconds, copying it does not."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    Tracker(f"sqlite:///{path}", "warm-up")._client().search_experiments()
-    return path.read_bytes()
-
-
 @pytest.fixture
 def tracker(tmp_path: Path, empty_database: bytes) -> Tracker:
     (tmp_path / "mlflow.db").write_bytes(empty_database)

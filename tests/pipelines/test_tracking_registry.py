@@ -35,14 +35,6 @@ PROTOCOL = Protocol(
 CONDITIONS = Conditions(protocol=PROTOCOL, episodes_hash="e68ad4a7d8d5", data_fingerprint="f" * 64)
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A migrated, empty MLflow database: making one takes seconds, copying it does not."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    Tracker(f"sqlite:///{path}", "warm-up")._client().search_experiments()
-    return path.read_bytes()
-
-
 @pytest.fixture
 def tracker(tmp_path: Path, empty_database: bytes) -> Tracker:
     (tmp_path / "mlflow.db").write_bytes(empty_database)
