@@ -186,6 +186,22 @@ def counting(root: Path, name: str, *needs: Stage, **changes: Any) -> Stage:
 
 @pytest.mark.cluster
 @pytest.mark.usefixtures("cluster")
+def test_an_attempt_tells_of_each_end_and_gives_what_was_reached(tmp_path: Path) -> None:
+    top = counting(tmp_path, "top")
+    left, right = counting(tmp_path, "left", top), counting(tmp_path, "right", top)
+    end, later = counting(tmp_path, "end", left), counting(tmp_path, "later", right, after=(left,))
+    (tmp_path / "fail-left").touch()
+    ended: dict[str, bool] = {}
+    outcome = dag.attempt([end, later], ended.__setitem__)
+    assert outcome.results == {"later": {"value": 3}}
+    assert dag.causes(outcome.failures) == {"left": "expected no file fail-left"}
+    assert set(outcome.failures) == {"left", "end"}
+    assert ended == {"top": True, "right": True, "left": False, "end": False, "later": True}
+    assert list(ended).index("later") > list(ended).index("left")
+
+
+@pytest.mark.cluster
+@pytest.mark.usefixtures("cluster")
 def test_a_failure_keeps_the_others_results_and_a_second_submission_does_the_rest(tmp_path: Path) -> None:
     top = counting(tmp_path, "top")
     left, right = counting(tmp_path, "left", top), counting(tmp_path, "right", top)
