@@ -50,6 +50,7 @@ BAD = [
     (TrainingConfig, {"decay": 1.01}, "decay must be above 0 and at most 1, got 1.01"),
 ]
 BAD_LITERALS = [
+    ("ModelConfig(architecture='hsnet')", "architecture must be one of mshnet, panet, got 'hsnet'"),
     ("ModelConfig(backbone='vgg16')", "backbone must be one of resnet18, resnet34, resnet50, resnet101, got 'vgg16'"),
     ("ModelConfig(similarity='none')", "similarity must be one of both, cosine, prototype, got 'none'"),
     (
@@ -154,5 +155,6 @@ def test_the_published_recipe(dataset: str, batch: int, episodes: int) -> None:
 
 
 def test_the_papers_model_and_images() -> None:
-    assert asdict(ModelConfig()) == {"backbone": "resnet50", "similarity": "both", "dropout": 0.2}
+    assert ModelConfig().identity() == {"backbone": "resnet50", "similarity": "both", "dropout": 0.2}
+    assert asdict(ModelConfig()) == {"architecture": "mshnet", **ModelConfig().identity()}
     assert asdict(ImageFormat()) == {"image_size_px": 473, "encoding": "jpeg", "jpeg_quality": 95}
