@@ -194,7 +194,7 @@ def evaluate(
     }
 
 
-def _counted(found: Segmentation, truth: Sequence[UInt8[Tensor, "n H W"]]) -> list[Tensor]:
+def _counted(found: Segmentation, truth: Sequence[UInt8[Tensor, "_ _ _"]]) -> list[Tensor]:
     parts = [found] if len(truth) == 1 else [found.episode(i) for i in range(len(truth))]
     return [count_pixels(part.masks(_size(mask)), mask) for part, mask in zip(parts, truth, strict=True)]
 

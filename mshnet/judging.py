@@ -51,7 +51,7 @@ class Judging:
         if self.resize == "original" and self.store is None:
             raise InputError("judging at original size needs the store that holds the original masks, got none")
 
-    def truth(self, batch: EpisodeBatch) -> Sequence[UInt8[Tensor, "n H W"]]:
+    def truth(self, batch: EpisodeBatch) -> Sequence[UInt8[Tensor, "_ _ _"]]:
         """True masks on the batch's device: one tensor of all queries, or one per query at its own size."""
         masks: Sequence[Tensor] = [batch.query_masks]
         if self.resize == "original" and self.store is not None:

@@ -22,8 +22,8 @@ from mshnet.data.store.images import ImageStore
 from mshnet.data.tables import read_episodes
 from mshnet.engine import network_predictor
 from mshnet.feature_files import FOLDER
+from mshnet.features import CacheUse
 from mshnet.outcomes import Judged, Outcomes, read_outcomes
-from mshnet.statistics import concatenated
 from pipelines import draw, evaluate, preprocess, scan, storage
 from pipelines.config import ComputeConfig, CrossValidationConfig, EvaluationConfig
 from pipelines.draw import DrawnTest, DrawnTraining
@@ -205,17 +205,20 @@ def kill_one(killed: list[int], ended: threading.Event) -> None:
         time.sleep(0.002)
 
 
-def test_one_worker_with_a_cache_computes_each_image_once(alone: tuple[FoldResult, list[Judged]], fold: Fold) -> None:
-    """Over all lists, whatever their seeds and numbers of supports; with the same counts."""
-    worker = fold.worker()
-    trained = [each.outcomes for each in alone[1] if each.predictor == TRAINED]
-    for test, expected in enumerate(trained):
-        parts = [range(i, min(i + BATCH, EPISODES)) for i in range(0, EPISODES, BATCH)]
-        found = [worker.judge(Unit(test, part, False, 0.0))[0][TRAINED] for part in parts]
-        assert_same_outcomes(concatenated(found), expected)
-    images = {row for episodes in worker.job.lists for episode in episodes for row in episode.images}
-    assert worker.features.computed == len(images)
-    worker.close()
+def test_a_cache_computes_each_image_once_and_changes_no_count(fold: Fold) -> None:
+    """Over all lists, whatever their seeds and numbers of supports."""
+    plain = fold.worker(compute=ComputeConfig(feature_cache_gib=0, feature_spill_gib=0))
+    caching = fold.worker()
+    for test in range(len(caching.job.lists)):
+        for part in (range(BATCH), range(BATCH, EPISODES)):
+            unit = Unit(test, part, False, 0.0)
+            (expected, _), (found, _) = plain.judge(unit), caching.judge(unit)
+            assert_same_outcomes(found[TRAINED], expected[TRAINED])
+    rows = [row for episodes in caching.job.lists for episode in episodes for row in episode.images]
+    assert caching.features.use == CacheUse(computed=len(set(rows)), from_memory=len(rows) - len(set(rows)))
+    assert plain.features.use == CacheUse(computed=len(rows))
+    plain.close()
+    caching.close()
 
 
 @pytest.mark.parametrize("ignored", ["excluded", "background"])
