@@ -57,12 +57,8 @@ class ModelConfig:
 
     @property
     def label(self) -> str:
-        """In words for the names of runs: "resnet50 both", "panet resnet50"."""
-        return (
-            f"{self.backbone} {self.similarity}"
-            if self.architecture == "mshnet"
-            else (f"{self.architecture} {self.backbone}")
-        )
+        """In words for the names of runs: "resnet50 both", "resnet50 panet"."""
+        return f"{self.backbone} {self.similarity if self.architecture == 'mshnet' else self.architecture}"
 
     def identity(self) -> dict[str, Any]:
         """The fields as JSON values, for fingerprints and model folders.

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_stages(
         argv,
         "cross_validate.py",
-        "Cross-validate MSHNet on a labelled data set: preprocess, train, evaluate, register, report.",
+        "Cross-validate a few-shot model on a labelled data set: preprocess, train, evaluate, register, report.",
         lambda graph: [graph.reported],
         show,
     )

@@ -189,7 +189,7 @@ def start_runs(config: CrossValidationConfig, scanned: Scan, weights: str) -> Ru
     tracker = Tracker(config.tracking_uri, config.experiment)
     key = job_key(config, build(config, scanned, weights).evaluated)
     tags = provenance.tags(config, scanned, weights)
-    name = f"{config.dataset} {config.shot}-shot {config.model.backbone} {config.model.similarity}"
+    name = f"{config.dataset} {config.shot}-shot {config.model.label}"
     parent = tracker.start_parent(name, config.to_json(), tags, key)
     tracker.log_bytes(parent, config.to_text().encode(), "config.json")
     children = tuple(

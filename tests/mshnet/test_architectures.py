@@ -111,7 +111,7 @@ def test_mshnets_identity_is_what_it_was_before_there_were_two() -> None:
 
 def test_names_for_people() -> None:
     assert (ModelConfig().title, ModelConfig().label) == ("MSHNet", "resnet50 both")
-    assert (SMALL.title, SMALL.label) == ("PANet", "panet resnet18")
+    assert (SMALL.title, SMALL.label) == ("PANet", "resnet18 panet")
 
 
 def test_what_is_no_choice_of_panets_is_refused() -> None:
