@@ -88,6 +88,23 @@ def test_the_tracker_holds_parent_children_curves_and_versions(job: Job, first: 
         assert str(version.version) == fold["model_version"]
 
 
+def test_a_run_held_against_its_baseline(job: Job, first: Outcome) -> None:
+    """By its file and by its id in the tracker: the job's own numbers, and the same test of their difference."""
+    result = first.result
+    tracker = ["--tracking-uri", "sqlite:///mlflow.db"]
+    against = ["--baseline", "foreground", "--samples", "500"]
+    by_file = run(["-m", "pipelines.compare", result["result"], *against], job.root)
+    assert by_file.code == 0, by_file.stderr[-3000:]
+    found = by_file.result
+    assert found["miou"]["a"] == pytest.approx(result["mean_miou"], rel=1e-12)
+    assert found["miou"]["b"] == pytest.approx(sum(f["foreground_miou"] for f in result["folds"]) / 2, rel=1e-12)
+    assert found["episodes"] == 40
+    assert found["miou"]["low"] <= found["miou"]["difference"] <= found["miou"]["high"]
+    by_id = run(["-m", "pipelines.compare", result["parent_run_id"], *against, *tracker], job.root)
+    assert by_id.code == 0, by_id.stderr[-3000:]
+    assert (by_id.result["miou"], by_id.result["folds"]) == (found["miou"], found["folds"])
+
+
 def test_submitting_again_does_nothing_anew(job: Job, first: Outcome) -> None:
     models = {path: path.stat().st_mtime_ns for path in job.root.glob("store/folds/*/model/*")}
     assert len(models) == 4
