@@ -294,7 +294,7 @@ def training(run: TrackedRun) -> str:
     """What it was trained with, in one line."""
     p = run.params
     return (
-        f"{p.get('training.epochs', '?')} epochs of {p.get('training.episodes_per_epoch', '?')} episodes, batch "
+        f"{p.get('training.epochs', '?')} × {p.get('training.episodes_per_epoch', '?')} episodes, batch "
         f"{p.get('training.global_batch', '?')}, SGD {p.get('training.learning_rate', '?')}, "
         f"{p.get('training.schedule', '?')}, {p.get('precision', 'float32')}"
     )

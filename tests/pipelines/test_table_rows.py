@@ -140,4 +140,4 @@ def test_an_epoch_chosen_on_the_test_episodes_is_said_beside_our_numbers() -> No
 def test_the_runs_behind_a_table_are_told_with_their_training() -> None:
     (source,) = behind(filled(tracked(configuration(shot=5), MIOU, "parent")).chosen)
     assert (source.run_id, source.label, source.folds) == ("parent", "resnet50, both, 5-shot", (0, 1, 2, 3))
-    assert source.training == "300 epochs of 11250 episodes, batch 8, SGD 0.01, exponential, float32"
+    assert source.training == "300 × 11250 episodes, batch 8, SGD 0.01, exponential, float32"

@@ -24,8 +24,10 @@ MIOU = (0.671, 0.72, 0.588, 0.611)
 
 
 @pytest.fixture(scope="module")
-def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+def tracking_uri(tmp_path_factory: pytest.TempPathFactory, empty_database: bytes) -> str:
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    file.write_bytes(empty_database)
+    return f"sqlite:///{file}"
 
 
 @pytest.fixture(scope="module")
