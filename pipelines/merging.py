@@ -43,11 +43,13 @@ def merge(graphs: Mapping[Cell, Graph], at_once: int) -> dict[Cell, Part]:
     """Graphs built one by one (`graph.build`, without an order of the trainings), as parts of one.
 
     Stages with the same result become one. A name begins with what the stage is for: "pascal: seal the store",
-    "pascal 1-shot: draw test episodes of fold 0", "pascal 1-shot resnet50 both: train fold 0". Of the trainings that
-    are still to do, `at_once` are in progress at any time, in the cells' order.
+    "pascal 1-shot: draw test episodes of fold 0", "pascal 1-shot resnet50 both: train fold 0". Of the folds that
+    are still to train, `at_once` are trained and judged at any time, in the cells' order.
     """
     names = _names(graphs)
-    pending = {stage.result: stage for graph in graphs.values() for stage in graph.trained if stage.recorded() is None}
+    folds = [fold for graph in graphs.values() for fold in zip(graph.trained, graph.evaluated, strict=True)]
+    # A fold is judged before the next one takes its room, or all would be judged at the very end.
+    pending = {trained.result: (trained, evaluated) for trained, evaluated in folds if trained.recorded() is None}
     queue = list(pending)
     made: dict[str, Stage] = {}
 
@@ -55,13 +57,13 @@ def merge(graphs: Mapping[Cell, Graph], at_once: int) -> dict[Cell, Part]:
         if stage.result not in made:
             after: tuple[Stage, ...] = ()
             if stage.result in pending and (place := queue.index(stage.result)) >= at_once:
-                after = (renamed(pending[queue[place - at_once]]),)
+                after = (renamed(pending[queue[place - at_once]][1]),)
             needs = tuple(renamed(need) for need in stage.needs)
             made[stage.result] = replace(stage, name=names[stage.result], needs=needs, after=after)
         return made[stage.result]
 
     for result in queue:  # in turn, so that none is reached through a long row of others
-        renamed(pending[result])
+        renamed(pending[result][0])
     return {
         cell: Part(renamed(graph.reported), tuple(renamed(stage) for stage in graph.registered))
         for cell, graph in graphs.items()

@@ -52,25 +52,26 @@ def test_two_data_sets_share_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("at_once", [1, 3])
-def test_trainings_of_all_cells_take_turns(tmp_path: Path, at_once: int) -> None:
+def test_folds_of_all_cells_take_turns_each_judged_before_another_takes_its_room(tmp_path: Path, at_once: int) -> None:
     parts = merge(graphs(tmp_path), at_once)
     planned = dag.plan([part.reported for part in parts.values()])
     trainings = {s.result: s for s in planned.pending if s.run is train_fold}
     assert len(trainings) == 24
-    order = [s.result for graph in graphs(tmp_path).values() for s in graph.trained]
-    for place, result in enumerate(order):
-        expected = (order[place - at_once],) if place >= at_once else ()
+    folds = [fold for graph in graphs(tmp_path).values() for fold in zip(graph.trained, graph.evaluated, strict=True)]
+    for place, result in enumerate(trained.result for trained, _ in folds):
+        expected = (folds[place - at_once][1].result,) if place >= at_once else ()
         assert tuple(earlier.result for earlier in trainings[result].after) == expected
     assert all(not stage.after for stage in planned.pending if stage.run is not train_fold)
 
 
 def test_a_training_that_is_done_takes_no_turn(tmp_path: Path) -> None:
     built = graphs(tmp_path, tables=(2,))
-    first, second, third, *_ = [stage for graph in built.values() for stage in graph.trained]
+    _, second, third, *_ = [stage for graph in built.values() for stage in graph.trained]
+    judged = next(iter(built.values())).evaluated[0]
     for name in ("result.json", *second.parts):
         storage.write_bytes(storage.join(second.folder, name), b"{}")
     parts = merge(built, at_once=1)
     planned = dag.plan([part.reported for part in parts.values()])
     trainings = {s.result: s for s in planned.pending if s.run is train_fold}
-    assert [earlier.result for earlier in trainings[third.result].after] == [first.result]
+    assert [earlier.result for earlier in trainings[third.result].after] == [judged.result]
     assert second.result not in trainings
