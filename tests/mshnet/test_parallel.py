@@ -16,9 +16,10 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from mshnet import ModelConfig, MSHNet
+from mshnet import ModelConfig
+from mshnet.architectures import build
 from mshnet.backbone import Features
-from mshnet.config import TrainingConfig
+from mshnet.config import Architecture, TrainingConfig
 from mshnet.data.batches import EpisodeBatch
 from mshnet.engine import Part, Update, make_optimizer, train_step
 from mshnet.errors import InputError
@@ -118,6 +119,8 @@ class Training:
     updates: int = 3
     real: bool = False
     """The network itself instead of the small one."""
+    architecture: Architecture = "mshnet"
+    """Of the network itself."""
     poisoned_rank: int | None = None
     """Whose loss is nan in the last update."""
     compiled: bool = False
@@ -125,7 +128,8 @@ class Training:
 
     def __call__(self, rank: int, world_size: int) -> Outcome:
         torch.manual_seed(0)
-        whole = MSHNet(ModelConfig(backbone="resnet18")).train() if self.real else None
+        described = ModelConfig(architecture=self.architecture, backbone="resnet18")
+        whole = build(described).train() if self.real else None
         bare = (whole.relation if whole else SmallRelation()).to(self.dtype)
         features = FeatureCache(whole.backbone, 0) if whole else Thumbnails()
         network = bare
@@ -226,6 +230,7 @@ HALVES = Training(statistics_batch=4)
 UNEVEN_HALVES = Training(statistics_batch=4, cuts=(0, 3, 4))
 SINGLE, POISONED = Training(dtype=torch.float32), Training(updates=2, poisoned_rank=1)
 REAL = Training(updates=1, real=True, episodes=4, statistics_batch=4)  # torch has no fast float64 convolution
+REAL_PANET = Training(updates=2, real=True, architecture="panet")  # two times four against eight
 BRIEF = Training(updates=1)
 COMPILED, REAL_COMPILED = replace(UNEVEN_HALVES, compiled=True), replace(REAL, compiled=True)
 NORMS = (
@@ -249,6 +254,7 @@ IN_TWO = (
     POISONED,
     BRIEF,
     REAL,
+    REAL_PANET,
     COMPILED,
     REAL_COMPILED,
     *NORMS,
@@ -319,10 +325,11 @@ def test_in_float32(found: Found) -> None:
         assert_same_training(outcome, expected, tolerances.SAME_UPDATE.bound)
 
 
-def test_the_network_itself(found: Found) -> None:
+@pytest.mark.parametrize("training", [REAL, REAL_PANET], ids=["mshnet", "panet"])
+def test_the_network_itself(found: Found, training: Training) -> None:
     """In float64: in float32 one process's own rounding was a quarter of its largest gradient after two updates."""
-    expected = REAL(0, 1)
-    for outcome in of(found, 2, REAL):
+    expected = training(0, 1)
+    for outcome in of(found, 2, training):
         assert_same_training(outcome, expected, tolerances.PARITY_GRADIENT.bound)
 
 
