@@ -12,7 +12,7 @@ from typing import Any
 END_S = 10.0
 """Given to an actor to end by itself."""
 LOOK_S = 60.0
-"""Of waiting for a first actor, before it is said that there is no room."""
+"""Of waiting for a first actor, before it is said."""
 
 Call = tuple[str, tuple[Any, ...]]
 """A method's name and its arguments."""
@@ -63,7 +63,9 @@ class Crew:
                 self._busy[getattr(actor, method).remote(*arguments)] = actor, number
             ended, _ = ray.wait(list(self._busy), num_returns=1, timeout=None if self.ready_at else LOOK_S)
             if not ended:
-                _say(f"{self.what}: waiting for room; free are {ray.available_resources().get('CPU', 0):g} CPU")
+                _say(
+                    f"{self.what}: waiting for a first worker; free are {ray.available_resources().get('CPU', 0):g} CPU"
+                )
                 continue
             actor, done = self._busy.pop(ended[0])
             try:
