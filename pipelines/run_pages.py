@@ -55,7 +55,7 @@ class FoldPage:
         lines = [
             *self._head(),
             *self._scores(),
-            "",
+            *("", "**By class and size**", ""),
             *_details(result),
             "**How it was measured**",
             "",

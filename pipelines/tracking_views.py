@@ -13,16 +13,17 @@ from pipelines.run_metrics import CHOSEN_ON_TEST
 PAGE_TAG = "mshnet.page"
 """On an experiment whose page was written."""
 VIEW_TAG = "mlflow.sharedViewState."
-SETTING = ("dataset", "backbone", "shot", "similarity", "architecture", "protocol", "selection")
+METRIC_PX, TAG_PX = 120, 90
+SETTING = ("dataset", "shot", "backbone", "similarity", "architecture", "protocol", "selection")
 
 
 @dataclass(frozen=True)
 class View:
-    """Columns and filter."""
+    """Columns, in order, and filter."""
 
     name: str
-    tags: tuple[str, ...]
     metrics: tuple[str, ...]
+    tags: tuple[str, ...]
     filter: str = ""
     order: str = "attributes.start_time"
     ascending: bool = False
@@ -30,12 +31,15 @@ class View:
     @property
     def state(self) -> str:
         """As the tag holds it."""
-        columns = [f"tags.`{name}`" for name in self.tags] + [f"metrics.`{name}`" for name in self.metrics]
+        widths = {f"metrics.`{name}`": METRIC_PX for name in self.metrics}
+        widths |= {f"tags.`{name}`": TAG_PX for name in self.tags}
         state = {
             "searchFilter": self.filter,
             "orderByKey": self.order,
             "orderByAsc": self.ascending,
-            "selectedColumns": columns,
+            "selectedColumns": list(widths),
+            "columnOrder": list(widths),
+            "columnWidths": widths,
         }
         return json.dumps({"name": self.name, "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)})
 
@@ -47,19 +51,19 @@ def _ends(name: str) -> tuple[str, str, str]:
 VIEWS = {
     "cross-validations": View(
         "Cross-validations",
-        SETTING,
         (
             *_ends("mean/miou"),
-            "mean/fb_iou",
             "mean/miou_minus_paper",
+            "mean/fb_iou",
             "mean/baseline_prototype_miou",
             f"mean{CHOSEN_ON_TEST}/miou",
         ),
+        SETTING,
     ),
     "folds": View(
         "Folds",
-        ("fold", *SETTING),
         (*_ends("test/miou"), "test/fb_iou", "baseline_prototype/miou", f"test{CHOSEN_ON_TEST}/miou"),
+        SETTING,
         "tags.fold LIKE '%'",
         "tags.`fold`",
         ascending=True,

@@ -110,8 +110,9 @@ def test_an_experiment_has_its_views_once(tracker: Tracker) -> None:
     assert f"#/experiments/{experiment_id}/runs?viewStateShareKey=folds" in tags["mlflow.note.content"]
     view = json.loads(tags["mlflow.sharedViewState.folds"])
     state = json.loads(view["state"])
-    assert (view["name"], state["selectedColumns"][0]) == ("Folds", "tags.`fold`")
-    assert "metrics.`test/miou`" in state["selectedColumns"]
+    assert (view["name"], state["searchFilter"]) == ("Folds", "tags.fold LIKE '%'")
+    assert state["selectedColumns"][0] == "metrics.`test/miou`"
+    assert "tags.`shot`" in state["selectedColumns"]
 
     client.set_experiment_tag(experiment_id, "mlflow.note.content", "by hand")
     client.delete_experiment_tag(experiment_id, "mlflow.sharedViewState.folds")
