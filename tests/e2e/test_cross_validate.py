@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from pipelines.compare import Side, compared
+from pipelines.judged_run import read_run
 from tests import tolerances
 from tests.e2e.conftest import SMALL, Outcome, cross_validate, run
 
@@ -91,18 +93,19 @@ def test_the_tracker_holds_parent_children_curves_and_versions(job: Job, first: 
 def test_a_run_held_against_its_baseline(job: Job, first: Outcome) -> None:
     """By its file and by its id in the tracker: the job's own numbers, and the same test of their difference."""
     result = first.result
-    tracker = ["--tracking-uri", "sqlite:///mlflow.db"]
-    against = ["--baseline", "foreground", "--samples", "500"]
-    by_file = run(["-m", "pipelines.compare", result["result"], *against], job.root)
-    assert by_file.code == 0, by_file.stderr[-3000:]
-    found = by_file.result
+    outcome = run(
+        ["-m", "pipelines.compare", result["result"], "--baseline", "foreground", "--samples", "500"], job.root
+    )
+    assert outcome.code == 0, outcome.stderr[-3000:]
+    found = outcome.result
     assert found["miou"]["a"] == pytest.approx(result["mean_miou"], rel=1e-12)
     assert found["miou"]["b"] == pytest.approx(sum(f["foreground_miou"] for f in result["folds"]) / 2, rel=1e-12)
     assert found["episodes"] == 40
     assert found["miou"]["low"] <= found["miou"]["difference"] <= found["miou"]["high"]
-    by_id = run(["-m", "pipelines.compare", result["parent_run_id"], *against, *tracker], job.root)
-    assert by_id.code == 0, by_id.stderr[-3000:]
-    assert (by_id.result["miou"], by_id.result["folds"]) == (found["miou"], found["folds"])
+    tracked = Side(read_run(result["parent_run_id"], f"sqlite:///{job.root}/mlflow.db"), "trained")
+    against = Side(tracked.run, "foreground")
+    by_id = compared(tracked, against, shot=1, folds=(), unit="episodes", samples=500, seed=0).to_json()
+    assert (by_id["miou"], by_id["folds"]) == (found["miou"], found["folds"])
 
 
 def test_submitting_again_does_nothing_anew(job: Job, first: Outcome) -> None:
