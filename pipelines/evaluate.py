@@ -103,6 +103,7 @@ def evaluate_fold(
         other_shots={str(shot): each for (_, shot), each in scores.items() if shot != drawn.protocol.shot},
         outcomes=storage.below(config.store, uri),
         outcomes_sha256=sha256,
+        episodes_hash=drawn.episodes_hash,
         features=FeatureUse(
             images=len({row for _, episodes in tests for episode in episodes for row in episode.images}),
             asked=use.asked,

@@ -150,6 +150,7 @@ def test_the_result_of_one_worker(alone: tuple[FoldResult, list[Judged]], fold: 
     assert {score.episodes for score in (result.score, *result.baselines.values())} == {2 * EPISODES}
     assert len(result.score.by_seed) == 2
     assert result.protocol == fold.test.protocol
+    assert result.episodes_hash == fold.test.episodes_hash
     assert result.features is not None
     visits = 2 * EPISODES * (2 + 3)
     assert (result.features.asked, result.features.computed) == (visits, visits)
