@@ -259,7 +259,9 @@ class CrossValidationConfig(Record):
         """Name in the model registry."""
         if self.registered_model:
             return self.registered_model
-        return f"{self.model.architecture}-{self.dataset}-{self.model.backbone}-{self.shot}shot"
+        # One similarity alone is another network: its versions and aliases stand apart.
+        alone = "" if self.model.similarity == "both" else f"-{self.model.similarity}"
+        return f"{self.model.architecture}-{self.dataset}-{self.model.backbone}{alone}-{self.shot}shot"
 
 
 def fingerprint(*parts: Any) -> str:

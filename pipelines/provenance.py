@@ -70,13 +70,14 @@ def fingerprints(scanned: Scan, weights: str) -> dict[str, str]:
 
 def setting_tags(config: CrossValidationConfig) -> dict[str, str]:
     """MLflow tags by which settings are told apart."""
+    model = config.model
     return {
         "dataset": config.dataset,
         "shot": str(config.shot),
-        "backbone": config.model.backbone,
-        "similarity": config.model.similarity,
-        "architecture": config.model.architecture,
+        "backbone": model.backbone,
+        "architecture": model.architecture,
         "selection": config.validation.selection,
+        **({"similarity": model.similarity} if model.architecture == "mshnet" else {}),
     }
 
 

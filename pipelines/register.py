@@ -156,7 +156,7 @@ def _registered(page: FoldPage, tracker: Tracker, run_id: str, tags: Mapping[str
             **ends,
             "protocol": tags["protocol"],
             "selection": config.validation.selection,
-            "similarity": config.model.similarity,
+            "network": config.model.label,
             "git_commit": result.git_commit,
         },
     )

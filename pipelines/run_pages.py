@@ -87,7 +87,7 @@ class FoldPage:
 
     def _head(self) -> Iterator[str]:
         config, score = self.config, self.result.score
-        network = f"{trained_label(config.model.architecture)} ({config.model.backbone}, {config.model.similarity})"
+        network = f"{trained_label(config.model.architecture)} ({config.model.label})"
         yield (
             f"mIoU {_iou(score.miou, score.miou_interval)}, FB-IoU {_iou(score.fb_iou, score.fb_iou_interval)}: "
             f"{escaped(config.dataset)} fold {self.result.fold}, {config.shot}-shot, {network}"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mshnet.config import TrainingConfig
+from mshnet.config import ModelConfig, TrainingConfig
 from mshnet.errors import InputError
 from mshnet.protocols import EPISODES, Episodes
 from pipelines import recipes
@@ -159,6 +159,8 @@ def test_what_follows_from_the_configuration() -> None:
     assert not CrossValidationConfig(dataset="pascal", remove_novel="no").removes_novel
     assert CrossValidationConfig(dataset="coco", remove_novel="yes").removes_novel
     assert CrossValidationConfig(dataset="coco", shot=5).model_name == "mshnet-coco-resnet50-5shot"
+    alone = CrossValidationConfig(dataset="pascal", model=ModelConfig(similarity="cosine"))
+    assert alone.model_name == "mshnet-pascal-resnet50-cosine-1shot"
     assert CrossValidationConfig(registered_model="mine").model_name == "mine"
     assert CrossValidationConfig(shot=5).test_shots == (5,)
     both = CrossValidationConfig(shot=5, evaluation=EvaluationConfig(evaluation_shots=(1, 5, 2)))
