@@ -42,6 +42,7 @@ class Crew:
         self.size, self.max_failures, self.what = size, max_failures, what
         self.ready_at: float | None = None
         """`time.monotonic()` when the first actor was up."""
+        self._said = False
         self._failures = 0
         self._idle: list[Any] = []
         self._busy: dict[Any, tuple[Any, int | None]] = {}
@@ -61,8 +62,10 @@ class Crew:
                 actor, number = self._idle.pop(), left.popleft()
                 method, arguments = calls[number]
                 self._busy[getattr(actor, method).remote(*arguments)] = actor, number
-            ended, _ = ray.wait(list(self._busy), num_returns=1, timeout=None if self.ready_at else LOOK_S)
+            patience = None if self.ready_at or self._said else LOOK_S
+            ended, _ = ray.wait(list(self._busy), num_returns=1, timeout=patience)
             if not ended:
+                self._said = True
                 _say(
                     f"{self.what}: waiting for a first worker; free are {ray.available_resources().get('CPU', 0):g} CPU"
                 )

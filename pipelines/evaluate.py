@@ -213,7 +213,7 @@ def _in_order(crew: Crew, calls: Sequence[Call], episodes: Sequence[int], desc: 
     from ray.experimental import tqdm_ray
 
     results: list[Any] = [None] * len(calls)
-    bar = tqdm_ray.tqdm(total=sum(episodes), desc=desc, flush_interval_s=5)
+    bar = tqdm_ray.tqdm(total=sum(episodes), desc=desc, unit="episode", flush_interval_s=5)
     try:
         for number, result in crew.results(calls, upcoming):
             results[number] = result
