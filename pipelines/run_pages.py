@@ -81,7 +81,7 @@ class FoldPage:
             *("", "**How it was measured and made**", ""),
             *table(["", ""], rows),
             "",
-            _use(self.config.model_name),
+            _use(self.config.model_name, self.result.fold),
         ]
         return "\n".join(lines) + "\n"
 
@@ -168,15 +168,15 @@ comparable: the alias stays, and the log says what differs.
 **Classes** A fold's network was trained without the fold's own classes. It segments whatever its labelled \
 examples show, of any class.
 
-{_use(config.model_name)}
+{_use(config.model_name, config.folds[0])}
 """
 
 
-def _use(model_name: str) -> str:
+def _use(model_name: str, fold: int) -> str:
     return f"""**Use**
 
 ```python
-model = mlflow.pyfunc.load_model("models:/{model_name}@fold0")
+model = mlflow.pyfunc.load_model("models:/{model_name}@fold{fold}")
 masks = model.predict(table)["mask"]
 ```
 
