@@ -6,7 +6,6 @@ import base64
 import io
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from pipelines import report_sections as sections
@@ -23,6 +22,7 @@ from pipelines.fold_table import (
     table_header,
     table_rows,
 )
+from pipelines.pages import rendered
 from pipelines.results import BASELINES, CrossValidation
 
 PHOTO_QUALITY = 90
@@ -31,15 +31,6 @@ PHOTO_QUALITY = 90
 
 def html(result: CrossValidation, pictures: Mapping[str, bytes]) -> str:
     """The page; `pictures` are PNG files by name, and those missing are named in it."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     context: dict[str, Any] = {
         "result": result,
         "setting": setting(result),
@@ -61,7 +52,7 @@ def html(result: CrossValidation, pictures: Mapping[str, bytes]) -> str:
         "features": sections.feature_table(result),
         "energies": [shown for rank in sections.TYPICAL for shown in sections.ranked(result, rank) if shown[1].energy],
     }
-    return environment.get_template("report.html.j2").render(context)
+    return rendered("report.html.j2", context)
 
 
 def _inline(pictures: Mapping[str, bytes]) -> Callable[..., str | None]:

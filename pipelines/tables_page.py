@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.cells import BACKBONES, SHOTS
 from pipelines.chosen_runs import Apart, mean_miou
 from pipelines.fold_table import interval_text, percent
+from pipelines.pages import rendered
 from pipelines.table_rows import BACKBONE_NAMES, NOT_PRINTED, Filled, Number, Row, behind
 from pipelines.tracking_search import page_of
 
@@ -19,15 +19,6 @@ if TYPE_CHECKING:
 
 def html(made: Tables) -> str:
     """The page; every number of ours leads to its run, on the server or in the page's own list."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     context: dict[str, Any] = {
         "made": made,
         "shots": SHOTS,
@@ -43,7 +34,7 @@ def html(made: Tables) -> str:
         "signed": signed,
         "standing": standing,
     }
-    return environment.get_template("tables.html.j2").render(context)
+    return rendered("tables.html.j2", context)
 
 
 class _Addresses:
