@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import shlex
@@ -29,11 +30,15 @@ def installed() -> bool:
     return all(shutil.which(name) for name in NEEDED)
 
 
+_PLACES = itertools.cycle(random.sample(range(250), 250))
+"""Each comes once before any comes again: what is given stays free until its server has started."""
+
+
 def free_port() -> int:
     """A port below those that the kernel gives to clients, so that it is still free when a killed server comes back."""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     while True:
-        port = 30000 + 8 * random.randrange(250) + worker % 8  # no two of pytest's workers are given the same
+        port = 30000 + 8 * next(_PLACES) + worker % 8  # no two of pytest's workers are given the same
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) != 0:
                 return port

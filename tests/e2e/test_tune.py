@@ -174,4 +174,4 @@ def test_the_tracker_holds_each_trial_once(search: Search, longer: Outcome) -> N
         assert trial.data.params["training.learning_rate"] == str(record["values"]["learning_rate"])
         for metric in ("train/loss", "search/score"):
             points = search.mlflow().get_metric_history(trial.info.run_id, metric)
-            assert [point.step for point in points] == epochs
+            assert sorted(point.step for point in points) == epochs  # of one millisecond they come in any order

@@ -260,7 +260,7 @@ def test_the_same_counts_however_episodes_are_batched() -> None:
     """With a predictor whose answer is exact, the counts are the same integers."""
 
     def bright(query: Features, support: Features, batch: EpisodeBatch) -> Segmentation:
-        return Segmentation(batch.query_images.float().mean(1, keepdim=True), threshold=110)
+        return Segmentation(batch.query_images.float().mean(1, keepdim=True), threshold=110.0)
 
     class NoFeatures(FeatureCache):
         def __init__(self) -> None:
