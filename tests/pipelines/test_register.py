@@ -173,7 +173,7 @@ def test_a_version_leads_back(recorded: Recorded) -> None:
         "| epoch chosen | best epoch on held-out base classes (car, cat) |",
         f"| commit | {fold.git_commit} |",
         "| split lists | lists:4f2c1a9be07d |",
-        "models:/mshnet-pascal-resnet50-5shot@fold0",
+        "models:/mshnet-pascal-resnet50-5shot@fold1",
     ):
         assert expected in text
     model = client.get_registered_model("mshnet-pascal-resnet50-5shot")
