@@ -42,7 +42,7 @@ from pipelines.checkpoints import CHECKPOINTS, Checkpoint, Checkpoints, fold_key
 from pipelines.cluster import connected
 from pipelines.config import ComputeConfig, CrossValidationConfig, ValidationConfig
 from pipelines.dag import Stage
-from pipelines.draw import DrawnTraining
+from pipelines.drawn import DrawnTraining
 
 MARK = "MSHNET_KILL_TRAINING"
 """Environment variable by which a round's processes are known, wherever they hang in the process tree."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from mshnet.errors import InputError
 from pipelines import storage
 from pipelines.config import CrossValidationConfig, fingerprint
-from pipelines.draw import DrawnTraining
+from pipelines.drawn import DrawnTraining
 from pipelines.results import EpochRecord, Record
 
 if TYPE_CHECKING:

@@ -66,7 +66,7 @@ class EvaluationConfig:
     threshold_episodes: int = 200
     """Base-class episodes on which the training-free baseline's threshold is chosen."""
     panels_each: int = 3
-    """Pictured episodes: so many of the best, the median and the worst."""
+    """Pictured episodes: so many of the best, the median, the worst, and of each kind of failure."""
     bootstrap_samples: int = 2000
     """Resamplings of the episodes from which confidence intervals come."""
     evaluation_batch: int = 8
@@ -116,8 +116,8 @@ class ComputeConfig:
     loader_processes: int = 0
     """Processes per worker that read and decode; 0: the worker itself."""
     feature_cache_gib: float = 4.0
-    """Memory per CPU worker for features of the frozen backbone, GiB; 0 computes them anew each time. On a GPU
-    they always are: there the backbone is quick and memory dear."""
+    """Memory per CPU worker for features of the frozen backbone, GiB; 0 computes them anew each time. On a GPU a
+    training always does, where the backbone is quick and memory dear; an evaluation takes up to a quarter of it."""
     feature_spill_gib: float = 16.0
     """Disk per node for an evaluation's features beyond feature_cache_gib, GiB; 0: none."""
     evaluation_workers: int = 0

@@ -49,7 +49,7 @@ def episodes(
     from mshnet.data.episodes import published_episodes, sampled_episodes
     from mshnet.data.folds import class_names
     from mshnet.data.splits import read_split_lists
-    from pipelines.draw import episodes_hash
+    from pipelines.drawn import episodes_hash
 
     wanted = EvaluationConfig(protocol=protocol, evaluation_episodes=count, evaluation_seeds=seeds).episodes
     val = read_split_lists(dataset, split_lists, fold).val

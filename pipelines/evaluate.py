@@ -13,7 +13,7 @@ from pipelines import storage
 from pipelines.config import CrossValidationConfig, fingerprint
 from pipelines.crew import Call, Crew
 from pipelines.dag import Stage
-from pipelines.draw import EPISODES, DrawnTest, DrawnTraining, TestList, read_test
+from pipelines.drawn import EPISODES, DrawnTest, DrawnTraining, TestList, read_test
 from pipelines.evaluation_worker import TRAINED, EvaluationJob, EvaluationWorker, Unit, rows_needed_again
 from pipelines.results import EpisodeOutcome, FeatureUse, FoldResult, Score
 from pipelines.train import TrainedFold

@@ -169,7 +169,7 @@ def _memory_bytes(config: CrossValidationConfig, device: torch.device) -> int:
 
 
 def _files(config: CrossValidationConfig, store: ImageStore, backbone: nn.Module, ending: ExitStack) -> Any:
-    """The second tier; none on a GPU, which computes features sooner than a disk gives them."""
+    """The second tier; none on a GPU, which by estimate computes features sooner than a disk gives them."""
     from mshnet.feature_files import FeatureFiles
 
     compute = config.compute

@@ -16,7 +16,7 @@ from pipelines import provenance, run_metrics, storage
 from pipelines.conditions import Conditions
 from pipelines.config import CrossValidationConfig, fingerprint
 from pipelines.dag import Stage
-from pipelines.draw import DrawnTest, DrawnTraining
+from pipelines.drawn import DrawnTest, DrawnTraining
 from pipelines.results import FoldResult
 from pipelines.run_pages import OUTCOMES, REPORT, FoldPage, of_model
 from pipelines.tracking import Tracker

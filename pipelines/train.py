@@ -15,7 +15,7 @@ from pipelines import dag, provenance, storage
 from pipelines.checkpoints import CHECKPOINTS, RUN, Checkpoints, Progress, fold_key
 from pipelines.config import ComputeConfig, CrossValidationConfig, fingerprint
 from pipelines.dag import Stage
-from pipelines.draw import DrawnTraining
+from pipelines.drawn import DrawnTraining
 from pipelines.metrics import training_fold
 from pipelines.results import EpochRecord, Record
 

@@ -23,7 +23,7 @@ from mshnet.errors import InputError, TrainingDivergedError
 from pipelines import dag, progress, storage, train
 from pipelines.checkpoints import Progress
 from pipelines.config import CrossValidationConfig
-from pipelines.draw import DrawnTraining
+from pipelines.drawn import DrawnTraining
 from pipelines.journal import Journal
 from pipelines.search import TrialEpoch, TrialRecord, best, ending
 from pipelines.search_runs import SearchRuns

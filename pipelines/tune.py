@@ -115,7 +115,7 @@ def _planned(journal: Journal) -> dict[str, Any]:
 def _searched(
     journal: Journal, graph: Graph, key: str, tags: Mapping[str, str], at_once: int, out: str
 ) -> dict[str, Any]:
-    from pipelines.draw import DrawnTraining
+    from pipelines.drawn import DrawnTraining
     from pipelines.search_runs import SearchRuns
 
     drawn = [DrawnTraining.from_json(result) for result in dag.execute(graph.drawn_training).values()]

@@ -19,7 +19,7 @@ from pipelines.checkpoint_writer import BackgroundWriter, load_state, state_tens
 from pipelines.checkpoints import CHECKPOINTS, Checkpoints, Progress, fold_key
 from pipelines.config import CrossValidationConfig
 from pipelines.divergence import DivergenceGuard
-from pipelines.draw import EPISODES, PAIRS, DrawnTraining
+from pipelines.drawn import EPISODES, PAIRS, DrawnTraining
 from pipelines.metrics import FoldMetrics
 from pipelines.network import Relation, build_network, inference_backbone
 from pipelines.profile import StepProfiler

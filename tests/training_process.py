@@ -16,7 +16,7 @@ from pipelines import train
 from pipelines.checkpoints import Progress
 from pipelines.cluster import connected
 from pipelines.config import CrossValidationConfig
-from pipelines.draw import DrawnTraining
+from pipelines.drawn import DrawnTraining
 from tests.pipelines.drawn_fold import draw_fold, small_config
 
 EPOCHS, UPDATES_EACH = 2, 6

@@ -35,13 +35,14 @@ mount --bind "$FOLDER/etc/ssh" /etc/ssh
 mount --bind "$FOLDER/var" /var/lib/mshnet # infra/services.sh, as root
 mount -t tmpfs -o size=2g tmpfs /dev/shm
 mount --rbind "$FOLDER/run" /run # the held folders come along
-mount --bind "$FOLDER/root" /root
+home=~root # of whom the operator logs in as
+mount --bind "$FOLDER/root" "$home"
 mount -t tmpfs -o size=1m tmpfs "$CHECKOUT"
 mount --bind "$FOLDER/tmp" /tmp
 readonly_bind /run/python "$INTERPRETER"
 readonly_bind /run/venv "$CHECKOUT/.venv" # the environment's scripts name their interpreter by this path
-readonly_bind /run/venv "/root/$ENVIRONMENT"
+readonly_bind /run/venv "$home/$ENVIRONMENT"
 
-/usr/sbin/sshd -D -e </dev/null >/root/sshd.log 2>&1 &
+/usr/sbin/sshd -D -e </dev/null >"$home/sshd.log" 2>&1 &
 trap 'exit 0' TERM
 while :; do wait -n 2>/dev/null || sleep 1; done # reaps what has lost its parent

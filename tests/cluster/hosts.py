@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -291,6 +291,15 @@ class Hosts:
                     found.append(process)
             except OSError:  # ended meanwhile
                 continue
+        return found
+
+    def running(self, name: str, word: str) -> list[psutil.Process]:
+        """Those of a host's processes that have a word of their command line."""
+        found = []
+        for process in self.processes(name):
+            with suppress(psutil.NoSuchProcess):  # ended meanwhile, or nobody has asked for its end yet
+                if word in process.cmdline():
+                    found.append(process)
         return found
 
     def listening(self, name: str) -> list[Listener]:

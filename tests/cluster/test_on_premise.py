@@ -361,7 +361,7 @@ def test_a_worker_host_loses_its_power(cluster: Cluster) -> None:
 
 def test_the_driver_is_killed_and_the_job_submitted_again(cluster: Cluster) -> None:
     with cluster.mishap() as submission:
-        drivers = [p for p in cluster.hosts.processes(HEAD) if "pipelines/cross_validate.py" in p.cmdline()]
+        drivers = cluster.hosts.running(HEAD, "pipelines/cross_validate.py")
         assert len(drivers) == 1
         drivers[0].send_signal(signal.SIGKILL)
         assert submission.end(RUN_S) != 0

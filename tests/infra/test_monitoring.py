@@ -182,8 +182,13 @@ def fold(watched: Watched, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 def worker(watched: Watched) -> psutil.Process:
     """The process that trains."""
-    (found,) = [child for child in watched.ray.children(recursive=True) if child.name().startswith("ray::RayTrain")]
-    return found
+    found = []
+    for child in watched.ray.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # one of Ray's own, ended meanwhile
+            if child.name().startswith("ray::RayTrain"):
+                found.append(child)
+    assert len(found) == 1
+    return found[0]
 
 
 @pytest.mark.timeout(1500)

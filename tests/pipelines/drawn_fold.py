@@ -12,7 +12,7 @@ from pipelines import draw, preprocess, scan, storage, train
 from pipelines.checkpoints import Progress
 from pipelines.config import ComputeConfig, CrossValidationConfig, ValidationConfig
 from pipelines.dag import Stage
-from pipelines.draw import DrawnTraining
+from pipelines.drawn import DrawnTraining
 
 UPDATES = 4
 """Of the whole training: two epochs of two."""

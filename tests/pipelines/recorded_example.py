@@ -15,7 +15,7 @@ from mshnet.protocols import Protocol
 from pipelines import provenance, recipes
 from pipelines.aggregate import record
 from pipelines.config import CrossValidationConfig, ValidationConfig
-from pipelines.draw import DrawnTest, DrawnTraining, TestList
+from pipelines.drawn import DrawnTest, DrawnTraining, TestList
 from pipelines.register import register_fold
 from pipelines.results import (
     BASELINES,
@@ -32,15 +32,11 @@ from pipelines.results import (
 from pipelines.scan import Scan
 from pipelines.tracking import Tracker
 from pipelines.train import TrainedFold
+from tests.pipelines.cross_validation_example import BASELINE_MIOU, CLASSES, PROTOCOL
 
 DATA = "d1" * 32
 SCAN = Scan(fingerprint=DATA, images=3, class_names=("disc",), mask_mode="class label map, 255 ignored")
-CLASSES = [
-    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *("dining table", "dog", "horse", "motorbike", "person", "potted plant", "sheep", "sofa", "train", "tv"),
-]
 MIOU = (0.652, 0.704, 0.611, 0.598)
-BASELINE_MIOU = {"untrained": 0.121, "foreground": 0.186, "prototype": 0.226}
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63f8cfc0000003010100c9fe92ef"
     "0000000049454e44ae426082"
@@ -49,18 +45,10 @@ PIXEL = bytes.fromhex(
 
 def protocol(config: CrossValidationConfig, **changes: Any) -> Protocol:
     """The published one, of a configuration."""
-    standard = Protocol(
-        name="published",
-        draw="published",
-        episodes=1000,
-        seeds=(0,),
+    standard = dataclasses.replace(
+        PROTOCOL,
         shot=config.shot,
-        resize="square",
         side_px=config.images.image_size_px,
-        ignore="excluded",
-        mask_mode=SCAN.mask_mode,
-        split_lists="lists:4f2c1a9be07d",
-        novel_removed=True,
         selection="best epoch on held-out base classes (car, cat)",
     )
     return dataclasses.replace(standard, **changes)

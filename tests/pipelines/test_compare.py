@@ -19,22 +19,10 @@ from mshnet.protocols import Protocol
 from pipelines.compare import PROG, Comparison, compare
 from pipelines.results import CrossValidation, FoldResult, Score
 from pipelines.tracking import Tracker
+from tests.pipelines import cross_validation_example
 
 EPISODES, QUERY_PX = 200, 473 * 473
-PROTOCOL = Protocol(
-    name="published",
-    draw="published",
-    episodes=EPISODES,
-    seeds=(0,),
-    shot=1,
-    resize="square",
-    side_px=473,
-    ignore="excluded",
-    mask_mode="class label map, 255 ignored",
-    split_lists="lists:4f2c1a9be07d",
-    novel_removed=True,
-    selection="best mIoU on 3 held-out base classes",
-)
+PROTOCOL = dataclasses.replace(cross_validation_example.PROTOCOL, episodes=EPISODES)
 
 
 def judged(

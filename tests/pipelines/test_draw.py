@@ -23,7 +23,7 @@ from mshnet.protocols import Protocol
 from pipelines import draw, preprocess, scan, storage
 from pipelines.config import CrossValidationConfig, EvaluationConfig, ValidationConfig, fingerprint
 from pipelines.dag import Stage
-from pipelines.draw import DrawnTest, DrawnTraining
+from pipelines.drawn import EPISODES, PAIRS, DrawnTest, DrawnTraining, episodes_hash, read_test
 from pipelines.scan import Scan
 
 MIN_PX = 60
@@ -85,7 +85,7 @@ def drawn_test(config: CrossValidationConfig, scanned: Scan, fold: int = 0) -> D
 
 
 def pairs(config: CrossValidationConfig, drawn: DrawnTraining, images: ImageStore) -> list[Pair]:
-    read = read_pairs(storage.join(config.store, drawn.folder, draw.PAIRS), drawn.pairs_sha256)
+    read = read_pairs(storage.join(config.store, drawn.folder, PAIRS), drawn.pairs_sha256)
     return [(images.image_id(row), c) for row, c in zip(read.images.tolist(), read.class_ids.tolist(), strict=True)]
 
 
@@ -93,7 +93,7 @@ def episodes(
     config: CrossValidationConfig, drawn: DrawnTraining | DrawnTest, images: ImageStore, split: str
 ) -> list[Episode[str]]:
     sha256 = drawn.episodes_sha256 if isinstance(drawn, DrawnTest) else drawn.validation_sha256
-    read = read_episodes(storage.join(config.store, drawn.folder, draw.EPISODES), sha256, split)
+    read = read_episodes(storage.join(config.store, drawn.folder, EPISODES), sha256, split)
     return [episode.named(images.image_id) for episode in read]
 
 
@@ -153,7 +153,7 @@ def test_a_fold_is_tested_on_novel_classes_only(
     )  # fmt: skip
     assert drawn.protocol.label == "published draw, 40 episodes, 1-shot, square 33 px"
     assert [(test.shot, test.seed, test.split) for test in drawn.tests] == [(1, 0, "test")]
-    assert drawn.tests[0].episodes_hash == drawn.episodes_hash == draw.episodes_hash(test)
+    assert drawn.tests[0].episodes_hash == drawn.episodes_hash == episodes_hash(test)
     # The baseline's threshold is chosen on what training draws from.
     training = drawn_training(config, scanned, fold)
     threshold = episodes(config, drawn, images, "threshold")
@@ -215,19 +215,19 @@ def test_the_test_episodes_are_read_back_as_drawn_or_refused_by_name(
     drawn = drawn_test(config, scanned)
     named = episodes(config, drawn, images, "test")
     rows = [Episode(images.row(e.query), tuple(images.row(i) for i in e.supports), e.class_id) for e in named]
-    assert draw.read_test(config, drawn, images) == [(drawn.tests[0], rows)]
+    assert read_test(config, drawn, images) == [(drawn.tests[0], rows)]
     # The hash is of image ids: other images behind the same rows are another test.
     order = range(len(images))[::-1]
     shifted = SimpleNamespace(uri=images.uri, image_id=lambda row: images.image_id(order[row]))
     folder = storage.join(config.store, drawn.folder)
     with pytest.raises(InputError, match=rf"{drawn.episodes_hash} in '{folder}/.* delete the folder '{folder}'"):
-        draw.read_test(config, drawn, shifted)  # type: ignore[arg-type]
+        read_test(config, drawn, shifted)  # type: ignore[arg-type]
 
     copied = replace(config, store=str(shutil.copytree(config.store, tmp_path / "store")))
-    table = Path(copied.store, drawn.folder, draw.EPISODES)
+    table = Path(copied.store, drawn.folder, EPISODES)
     write_episodes(str(table), images, 0, {"test": named[1:], "threshold": []})
     with pytest.raises(InputError, match=rf"expected the table '{table}' as it was drawn"):
-        draw.read_test(copied, drawn, images)
+        read_test(copied, drawn, images)
 
 
 def test_equal_tests_have_equal_hashes_whatever_the_store(config: CrossValidationConfig, scanned: Scan) -> None:
@@ -330,7 +330,7 @@ def test_several_seeds_and_shots_are_lists_of_one_table(
     )
     drawn, training = drawn_test(several, scanned), drawn_training(several, scanned)
     assert [(test.shot, test.seed) for test in drawn.tests] == [(1, 0), (1, 7), (2, 0), (2, 7)]
-    lists = draw.read_test(several, drawn, images)
+    lists = read_test(several, drawn, images)
     assert [test for test, _ in lists] == drawn.tests
     assert len({test.split for test, _ in lists}) == len({test.episodes_hash for test, _ in lists}) == 4
     for test, drawn_episodes in lists:
@@ -339,7 +339,7 @@ def test_several_seeds_and_shots_are_lists_of_one_table(
     # A list is the same whatever is drawn beside it, and the hash of the whole is of both seeds in order.
     assert drawn.tests[0].episodes_hash == drawn_test(one, scanned).episodes_hash
     both = [e.named(images.image_id) for _, drawn_episodes in lists[:2] for e in drawn_episodes]
-    assert drawn.episodes_hash == draw.episodes_hash(both)
+    assert drawn.episodes_hash == episodes_hash(both)
     assert drawn.episodes_hash not in {test.episodes_hash for test in drawn.tests}
     # The epoch is chosen on the first of them, and the label says so.
     chosen_on = episodes(several, training, images, "validation")

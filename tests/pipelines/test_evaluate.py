@@ -24,9 +24,9 @@ from mshnet.engine import network_predictor
 from mshnet.feature_files import FOLDER
 from mshnet.features import CacheUse
 from mshnet.outcomes import Judged, Outcomes, read_outcomes
-from pipelines import draw, evaluate, preprocess, scan, storage
+from pipelines import draw, drawn, evaluate, preprocess, scan, storage
 from pipelines.config import ComputeConfig, CrossValidationConfig, EvaluationConfig
-from pipelines.draw import DrawnTest, DrawnTraining
+from pipelines.drawn import DrawnTest, DrawnTraining, read_test
 from pipelines.evaluate import evaluate_fold
 from pipelines.evaluation_worker import TRAINED, EvaluationJob, EvaluationWorker, Unit, rows_needed_again
 from pipelines.network import build_network
@@ -58,9 +58,9 @@ class Fold:
         """In this process, ready."""
         config = replace(self.config, **changes)
         store = storage.join(config.store, self.test.store)
-        tests = draw.read_test(config, self.test, ImageStore(store))
+        tests = read_test(config, self.test, ImageStore(store))
         lists = tuple(tuple(episodes) for _, episodes in tests)
-        table = storage.join(config.store, self.test.folder, draw.EPISODES)
+        table = storage.join(config.store, self.test.folder, drawn.EPISODES)
         base = tuple(read_episodes(table, self.test.episodes_sha256, "threshold"))
         job = EvaluationJob(
             config=config,

@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
-from pipelines import draw, run_metrics, run_pages
+from pipelines import drawn as drawn_records
+from pipelines import run_metrics, run_pages
 from pipelines.conditions import Conditions
-from pipelines.draw import DrawnTest, DrawnTraining
+from pipelines.drawn import DrawnTest, DrawnTraining
 from pipelines.paper_numbers import paper_row
 from pipelines.register import SameRun, _params
 from pipelines.results import CHOSEN_ON_TEST, CrossValidation, FoldResult
@@ -325,7 +326,7 @@ def test_the_parameters_say_what_was_drawn_but_not_where_it_lies(tmp_path: Path)
     judged = protocol(configuration(tmp_path, "sqlite:///unused.db"))
     test = DrawnTest(
         fold=0, folder="episodes/c", store="images/b", protocol=judged, novel_classes=(0, 1),
-        tests=[draw.TestList(shot=1, seed=0, split="test", episodes_hash="e68ad4a7d8d5")],
+        tests=[drawn_records.TestList(shot=1, seed=0, split="test", episodes_hash="e68ad4a7d8d5")],
         left_out=("disc",), test_pairs=20, episodes_hash="e68ad4a7d8d5", episodes_sha256="c" * 64,
     )  # fmt: skip
     assert _params(training) == {

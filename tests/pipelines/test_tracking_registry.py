@@ -12,25 +12,14 @@ from urllib.parse import urlparse
 import pytest
 
 from mshnet.errors import InputError
-from mshnet.protocols import Protocol
 from pipelines.conditions import Conditions
 from pipelines.tracking import Tracker
 from pipelines.tracking_registry import CONDITIONS_TAG, NewVersion, Registry, version_page
+from tests.pipelines import cross_validation_example
 
 NAME = "mshnet-shapes-1shot"
-PROTOCOL = Protocol(
-    name="published",
-    draw="published",
-    episodes=1000,
-    seeds=(0,),
-    shot=1,
-    resize="square",
-    side_px=65,
-    ignore="excluded",
-    mask_mode="drawn",
-    split_lists="rule: at least 30 px",
-    novel_removed=True,
-    selection="best epoch on held-out base classes (car, cat)",
+PROTOCOL = dataclasses.replace(
+    cross_validation_example.PROTOCOL, selection="best epoch on held-out base classes (car, cat)"
 )
 CONDITIONS = Conditions(protocol=PROTOCOL, episodes_hash="e68ad4a7d8d5", data_fingerprint="f" * 64)
 

@@ -14,7 +14,7 @@ from mshnet.errors import TrainingDivergedError
 from pipelines import train
 from pipelines.checkpoints import CHECKPOINTS, Progress, name_of
 from pipelines.config import CrossValidationConfig
-from pipelines.draw import DrawnTraining
+from pipelines.drawn import DrawnTraining
 from tests.pipelines.drawn_fold import UPDATES, small_config
 
 

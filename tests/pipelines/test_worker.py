@@ -19,7 +19,7 @@ from pipelines import train
 from pipelines.checkpoint_writer import BackgroundWriter
 from pipelines.checkpoints import CHECKPOINTS, Checkpoints, Progress, name_of
 from pipelines.config import CrossValidationConfig
-from pipelines.draw import DrawnTraining
+from pipelines.drawn import DrawnTraining
 from pipelines.results import EpochRecord
 from pipelines.worker import _EpochEpisodes, dropout_seed, own_positions, positions
 from tests.pipelines.drawn_fold import UPDATES, draw_fold, small_config, train_here
