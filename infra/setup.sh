@@ -69,7 +69,7 @@ install() {
 write_lock() {
     [[ "$(uname -s)" == Linux ]] || fail "make the lock on Linux: elsewhere torch's CUDA packages are missing from it"
     make_venv
-    pip_install -e '.[pipelines,dev]'
+    pip_install -e '.[pipelines,page,dev]'
     local new=$VENV/requirements.lock.new
     {
         echo '# Names and versions that the tests pass with. Written by `make lock` from .venv; do not edit.'
