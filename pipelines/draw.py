@@ -247,7 +247,7 @@ def _read_fold(config: CrossValidationConfig, fold: int, images: ImageStore) -> 
     held_out: tuple[int, ...] = ()
     if config.validation.selection == "base":
         count = config.validation.held_out_classes
-        held_out = folds.held_out_base_classes(config.dataset, fold, count, config.training.seed)
+        held_out = folds.published_partition(config.dataset).held_out(fold, count, config.training.seed)
     return _Fold(
         train=kept,
         val=lists.val,

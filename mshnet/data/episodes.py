@@ -230,7 +230,7 @@ def _usable_pools(
         raise InputError(
             f"every class needs {shot + 1} images or more for {shot}-shot episodes; "
             f"too few: {', '.join(named)}; give more labelled images, fewer shots, "
-            "or leave these classes out (skip_small_classes)"
+            "leave these classes out (--skip-small-classes), or merge your own data's with others (--classes)"
         )
     if len(small) == len(pools):
         raise InputError(

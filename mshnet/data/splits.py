@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from mshnet.data.folds import FOLDS, base_classes, novel_classes
+from mshnet.data.folds import FOLDS, Partition, published_partition
 from mshnet.data.source import Folder
 from mshnet.errors import DatasetNotFoundError, InputError
 
@@ -31,7 +31,8 @@ class SplitLists:
     val: tuple[Pair, ...]
     """Novel classes only, in file order (the published Pascal episodes walk it)."""
     origin: str
-    """Where they are from: `lists:<first 12 of the files' SHA-256>` or `rule: at least 2048 px`."""
+    """Where they are from: `lists:<first 12 of the files' SHA-256>` or `rule: at least 2048 px`; of one's own data
+    with the folds: `rule: at least 2048 px; 3 folds by frequency, seed 0`."""
 
 
 def read_split_lists(dataset: str, root: str, fold: int) -> SplitLists:
@@ -41,7 +42,8 @@ def read_split_lists(dataset: str, root: str, fold: int) -> SplitLists:
     classes, so that a fold trains on the other three files. COCO: `foldF.pkl` or `foldF.json`, class ->
     images, where trn/foldF already holds the base classes. Pickles are read without executing anything.
     """
-    novel, base = novel_classes(dataset, fold), base_classes(dataset, fold)
+    partition = published_partition(dataset)
+    novel, base = partition.tested(fold), partition.base(fold)
     folder = _list_folder(dataset, root)
     digest = hashlib.sha256()
     if dataset == "coco":
@@ -52,7 +54,7 @@ def read_split_lists(dataset: str, root: str, fold: int) -> SplitLists:
             pair
             for other in range(FOLDS)
             if other != fold
-            for pair in _pascal_pairs(folder, f"trn/fold{other}.txt", novel_classes(dataset, other), digest)
+            for pair in _pascal_pairs(folder, f"trn/fold{other}.txt", partition.tested(other), digest)
         ]
         val = _pascal_pairs(folder, f"val/fold{fold}.txt", novel, digest)
     origin = f"lists:{digest.hexdigest()[:12]}"
@@ -65,18 +67,50 @@ def derive_split_lists(
     images: Iterable[tuple[str, str, Mapping[int, int]]],
     min_object_px: int = MIN_OBJECT_PX,
 ) -> SplitLists:
-    """Pairs by rule from (image id, subset, class id -> pixels at original size); in image order."""
-    if min_object_px < 1:
-        raise InputError(f"the smallest object must be at least 1 px, got {min_object_px}")
-    classes = {"train": set(base_classes(dataset, fold)), "val": set(novel_classes(dataset, fold))}
-    pairs: dict[str, list[Pair]] = {"train": [], "val": []}
+    """Pairs by rule from (image id, subset, class id -> pixels at original size); in image order.
+
+    Base classes from the images of `train`, novel classes from those of `val`.
+    """
+    partition = published_partition(dataset)
+    train: list[Pair] = []
+    val: list[Pair] = []
     for image_id, subset, pixels in images:
-        if subset not in pairs:
+        if subset not in ("train", "val"):
             raise InputError(f"subset of image {image_id!r} must be train or val, got {subset!r}")
-        wanted = classes[subset]
-        pairs[subset] += [(image_id, c) for c, n in pixels.items() if c in wanted and n >= min_object_px]
-    train, val = (tuple(sorted(pairs[s])) for s in ("train", "val"))
-    return SplitLists(fold=fold, train=train, val=val, origin=f"rule: at least {min_object_px} px")
+        (train if subset == "train" else val).extend((image_id, c) for c in _large(pixels, min_object_px))
+    return _lists(partition, fold, train, val, _rule(min_object_px))
+
+
+def own_split_lists(
+    partition: Partition,
+    fold: int,
+    images: Iterable[tuple[str, str, Mapping[int, int]]],
+    min_object_px: int = MIN_OBJECT_PX,
+    *,
+    divided: bool = False,
+) -> SplitLists:
+    """Pairs by rule of one's own data, which has no subsets; `images` as in `derive_split_lists`, in image order.
+
+    Undivided, every image gives both kinds of pairs, and it is for `without_novel` to take what shows a novel class
+    out of the training: no image is trained and tested on then. `divided`, for training on images that show novel
+    classes: one image in three is for the test, by a hash of its id, and the others are for training.
+    """
+    train: list[Pair] = []
+    val: list[Pair] = []
+    for image_id, _, pixels in images:
+        pairs = [(image_id, c) for c in _large(pixels, min_object_px)]
+        for_test = is_for_test(image_id)
+        if not (divided and for_test):
+            train += pairs
+        if not divided or for_test:
+            val += pairs
+    parts = "; a third of the images for the test, by a hash of their names" if divided else ""
+    return _lists(partition, fold, train, val, f"{_rule(min_object_px)}; {partition.origin}{parts}")
+
+
+def is_for_test(image_id: str) -> bool:
+    """Whether an image of one's own data is for the test, where images are divided: one in three is."""
+    return int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:8], "big") % 3 == 0
 
 
 def without_novel(
@@ -88,6 +122,27 @@ def without_novel(
     if unknown is not None:
         raise InputError(f"image {unknown!r} of the split lists is not in the data: give the lists of this data set")
     return tuple((i, c) for i, c in pairs if forbidden.isdisjoint(present[i]))
+
+
+def _large(pixels: Mapping[int, int], min_object_px: int) -> list[int]:
+    """Classes of which an image shows enough."""
+    return [c for c, n in pixels.items() if n >= min_object_px]
+
+
+def _rule(min_object_px: int) -> str:
+    if min_object_px < 1:
+        raise InputError(f"the smallest object must be at least 1 px, got {min_object_px}")
+    return f"rule: at least {min_object_px} px"
+
+
+def _lists(partition: Partition, fold: int, train: Iterable[Pair], val: Iterable[Pair], origin: str) -> SplitLists:
+    base, novel = set(partition.base(fold)), set(partition.tested(fold))
+    return SplitLists(
+        fold=fold,
+        train=tuple(sorted(pair for pair in train if pair[1] in base)),
+        val=tuple(sorted(pair for pair in val if pair[1] in novel)),
+        origin=origin,
+    )
 
 
 def _list_folder(dataset: str, root: str) -> Folder:

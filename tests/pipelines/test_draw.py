@@ -13,7 +13,7 @@ import pytest
 
 from mshnet.config import ImageFormat, TrainingConfig
 from mshnet.data.episodes import Episode
-from mshnet.data.folds import base_classes, held_out_base_classes, novel_classes
+from mshnet.data.folds import base_classes, novel_classes, published_partition
 from mshnet.data.shapes import write_voc
 from mshnet.data.splits import Pair
 from mshnet.data.store.images import ImageStore
@@ -103,7 +103,7 @@ def test_a_fold_trains_on_no_novel_and_no_held_out_class(
 ) -> None:
     drawn = drawn_training(config, scanned, fold)
     kept = pairs(config, drawn, images)
-    held_out = held_out_base_classes("shapes", fold, 3, 0)
+    held_out = published_partition("shapes").held_out(fold, 3, 0)
     novel = set(novel_classes("shapes", fold))
     assert {c for _, c in kept} == set(drawn.base_classes) == set(base_classes("shapes", fold)) - set(held_out)
     contents = {image_id: (subset, pixels) for image_id, subset, pixels in images.contents()}
@@ -421,7 +421,7 @@ def test_a_novel_class_with_too_few_images_is_an_error_or_left_out_by_name(
 def test_a_base_class_with_too_few_images_is_an_error_or_left_out_by_name(
     config: CrossValidationConfig, scanned: Scan, images: ImageStore, tmp_path: Path
 ) -> None:
-    small_class = next(c for c in base_classes("shapes", 0) if c not in held_out_base_classes("shapes", 0, 3, 0))
+    small_class = next(c for c in base_classes("shapes", 0) if c not in published_partition("shapes").held_out(0, 3, 0))
     small = replace(config, split_lists=str(write_lists(tmp_path, images, few=small_class)))
     name = scanned.class_names[small_class]
     with pytest.raises(InputError, match=rf"too few: {name} \([01]\)"):
@@ -435,7 +435,7 @@ def test_a_base_class_with_too_few_images_is_an_error_or_left_out_by_name(
 def test_a_held_out_class_with_too_few_images_is_left_out_of_the_choice(
     config: CrossValidationConfig, scanned: Scan, images: ImageStore, tmp_path: Path
 ) -> None:
-    small_class, *others = held_out_base_classes("shapes", 0, 3, 0)
+    small_class, *others = published_partition("shapes").held_out(0, 3, 0)
     small = replace(config, split_lists=str(write_lists(tmp_path, images, few=small_class)))
     with pytest.raises(InputError, match=f"too few: {scanned.class_names[small_class]}"):
         drawn_training(small, scanned)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mshnet.data.folds import base_classes, novel_classes
+from mshnet.data.folds import Partition, base_classes, novel_classes
 from mshnet.data.source import open_source
-from mshnet.data.splits import Pair, derive_split_lists, read_split_lists, without_novel
+from mshnet.data.splits import Pair, derive_split_lists, is_for_test, own_split_lists, read_split_lists, without_novel
 from mshnet.errors import DatasetNotFoundError, InputError
 from tests.conftest import needs_shared
 
@@ -222,9 +222,39 @@ def test_the_rule_over_real_masks_gives_nearly_the_fields_lists(
     assert missing + extra < 0.045 * shown
 
 
+OWN = Partition(novel=((0, 2), (1,)), names=("a", "b", "c", "d"), origin="2 folds by frequency, seed 0", idle=(3,))
+
+
+def test_own_data_gives_both_kinds_of_pairs_from_every_image() -> None:
+    images = [
+        ("z", "train", {0: 3000, 1: 3000}),
+        ("y", "train", {1: 3000, 2: 2047}),
+        ("x", "train", {1: 2048, 3: 9000}),
+    ]
+    lists = own_split_lists(OWN, 0, images)
+    assert (lists.train, lists.val) == ((("x", 1), ("y", 1), ("z", 1)), (("z", 0),))
+    assert lists.origin == "rule: at least 2048 px; 2 folds by frequency, seed 0"
+    # y shows a novel class too, though too little of it for a pair.
+    assert without_novel(lists.train, {i: p for i, _, p in images}, OWN.tested(0)) == (("x", 1),)
+    assert own_split_lists(OWN, 1, images, 100).train == (("y", 2), ("z", 0))
+
+
+def test_divided_own_data_never_trains_on_an_image_that_tests() -> None:
+    images = [(f"{n}.jpg", "train", {0: 3000, 1: 3000}) for n in range(300)]
+    lists = own_split_lists(OWN, 0, images, divided=True)
+    for_test = {image_id for image_id, _, _ in images if is_for_test(image_id)}
+    assert {i for i, _ in lists.val} == for_test
+    assert len(for_test) == 105
+    assert {i for i, _ in lists.train} == {image_id for image_id, _, _ in images} - for_test
+    assert {i for i, _ in own_split_lists(OWN, 1, images, divided=True).val} == for_test  # whatever the fold
+    assert "a third of the images" in lists.origin
+
+
 def test_rule_errors() -> None:
     with pytest.raises(InputError, match="smallest object must be at least 1 px, got 0"):
         derive_split_lists("pascal", 0, [], min_object_px=0)
+    with pytest.raises(InputError, match="smallest object must be at least 1 px, got 0"):
+        own_split_lists(OWN, 0, [], min_object_px=0)
     with pytest.raises(InputError, match="subset of image 'a' must be train or val, got 'test'"):
         derive_split_lists("pascal", 0, [("a", "test", {})])
     with pytest.raises(InputError, match="image 'a' of the split lists is not in the data"):
