@@ -15,6 +15,7 @@ from PIL import Image
 
 from mshnet.config import ImageFormat
 from mshnet.data.source import LabelledImage
+from mshnet.data.squares import squared
 
 SCHEMA = pa.schema(
     [
@@ -38,7 +39,7 @@ def encode_row(image_id: str, subset: str, labelled: LabelledImage, format: Imag
     """One row of a shard: the image resized (bilinear, square), its masks as they are."""
     height, width = labelled.image.shape[:2]
     side = format.image_size_px
-    picture = Image.fromarray(labelled.image).resize((side, side), Image.Resampling.BILINEAR)
+    picture = squared(labelled.image, side)
     options = {"quality": format.jpeg_quality, "subsampling": 0} if format.encoding == "jpeg" else {}
     class_ids = sorted(labelled.masks)
     image = _encoded(picture, format.encoding, **options)
