@@ -1,4 +1,5 @@
-"""Generated labelled images ("shapes") in the real layouts: VOC with 20 classes, COCO JSON with 80.
+"""Generated labelled images ("shapes") in the real layouts: VOC with 20 classes, COCO JSON with 80, and those of one's
+own data (`mshnet.data.shapes_own`) with any number.
 
 `python -m mshnet.data.shapes --layout voc --out DIR --images 600 --size-px 128 --seed 0`
 
@@ -21,9 +22,12 @@ from mshnet.data.drawing import Placed, draw_scene, look_of
 from mshnet.errors import InputError
 
 Layout = Literal["voc", "coco"]
+OwnLayout = Literal["coco-json", "label-png", "fss"]
 CLASSES = {"voc": 20, "coco": 80}
 MARKER = "shapes.json"
 """Says with which parameters a folder was generated; written last."""
+PARTS = ("JPEGImages", "annotations", "train2014", "val2014", "images", "masks", "annotations.json")
+"""Of a folder that holds a data set."""
 BEGUN = ".shapes.begun.json"
 """The same while writing: a run that was stopped is done again, as the same images."""
 
@@ -45,21 +49,21 @@ def write_voc(root: str | Path, images: int = 600, size_px: int = 128, seed: int
 
     folder = Path(root)
     parameters = _parameters("voc", images, size_px, seed)
-    if _is_done(folder, parameters):
+    if is_done(folder, parameters):
         return
     for part in (IMAGES, MASKS, LISTS):
         (folder / part).mkdir(parents=True, exist_ok=True)
     lists: dict[str, list[str]] = {"train": [], "val": []}
-    for index, subset, classes in _plan("voc", images, seed):
+    for index, subset, classes in plan(CLASSES["voc"], images, seed):
         picture, placed = draw_scene(np.random.default_rng((seed, index)), classes, size_px)
         image_id = f"shapes_{index:06d}"
         lists[subset].append(image_id)
-        _write_jpeg(picture, folder / IMAGES / f"{image_id}.jpg")
-        write_label(_label_map(placed, picture.shape[0], picture.shape[1]), folder / MASKS / f"{image_id}.png")
+        write_jpeg(picture, folder / IMAGES / f"{image_id}.jpg")
+        write_label(label_map(placed, picture.shape[0], picture.shape[1]), folder / MASKS / f"{image_id}.png")
     everything = sorted(lists["train"] + lists["val"])
     for name, ids in {**lists, "trainaug": lists["train"], "trainval": everything}.items():
         (folder / LISTS / f"{name}.txt").write_text("".join(f"{i}\n" for i in ids))
-    _finish(folder)
+    finish(folder)
 
 
 def write_coco(root: str | Path, images: int = 600, size_px: int = 128, seed: int = 0) -> None:
@@ -69,7 +73,7 @@ def write_coco(root: str | Path, images: int = 600, size_px: int = 128, seed: in
     """
     folder = Path(root)
     parameters = _parameters("coco", images, size_px, seed)
-    if _is_done(folder, parameters):
+    if is_done(folder, parameters):
         return
     names = class_names("coco")
     categories = [{"id": c, "name": names[i], "supercategory": "shapes"} for i, c in enumerate(CATEGORY_IDS)]
@@ -77,29 +81,29 @@ def write_coco(root: str | Path, images: int = 600, size_px: int = 128, seed: in
     for subset in ("train", "val"):
         (folder / f"{subset}2014").mkdir(parents=True, exist_ok=True)
         content[subset] = {"images": [], "annotations": [], "categories": categories}
-    for index, subset, classes in _plan("coco", images, seed):
+    for index, subset, classes in plan(CLASSES["coco"], images, seed):
         rng = np.random.default_rng((seed, index))
         crowd_class = int(rng.integers(CLASSES["coco"])) if index % 16 == 7 else None
         picture, placed = draw_scene(rng, classes, size_px, crowd_class)
         height, width = picture.shape[:2]
         name = f"COCO_{subset}2014_{index:012d}.jpg"
-        _write_jpeg(picture, folder / f"{subset}2014" / name)
+        write_jpeg(picture, folder / f"{subset}2014" / name)
         content[subset]["images"].append({"id": index, "file_name": name, "height": height, "width": width})
-        content[subset]["annotations"] += [_annotation(p, index, 100 * index + k) for k, p in enumerate(placed)]
+        content[subset]["annotations"] += [annotation(p, index, 100 * index + k) for k, p in enumerate(placed)]
     (folder / "annotations").mkdir(exist_ok=True)
     for subset, part in content.items():
         (folder / "annotations" / f"instances_{subset}2014.json").write_text(json.dumps(part))
-    _finish(folder)
+    finish(folder)
 
 
-def _plan(layout: Layout, images: int, seed: int) -> Iterator[tuple[int, str, list[int]]]:
+def plan(class_count: int, images: int, seed: int, val_every: int = 3) -> Iterator[tuple[int, str, list[int]]]:
     """(image number, subset, class per object): classes are dealt like cards, one pack per subset."""
     from tqdm import tqdm
 
     rng = np.random.default_rng((seed, 1 << 32))
     packs: dict[str, list[int]] = {"train": [], "val": []}
     for index in tqdm(range(images), desc="drawing", unit="image", disable=None):
-        subset = "val" if index % 3 == 2 else "train"
+        subset = "val" if val_every and index % val_every == val_every - 1 else "train"
         pack = packs[subset]
         objects = int(rng.choice(4, p=(0.35, 0.35, 0.2, 0.1))) + 1
         classes: list[int] = []
@@ -108,7 +112,7 @@ def _plan(layout: Layout, images: int, seed: int) -> Iterator[tuple[int, str, li
                 classes.append(classes[int(rng.integers(len(classes)))])
                 continue
             if not pack:
-                pack += rng.permutation(CLASSES[layout]).tolist()
+                pack += rng.permutation(class_count).tolist()
             classes.append(pack.pop())
         yield index, subset, classes
 
@@ -116,14 +120,19 @@ def _plan(layout: Layout, images: int, seed: int) -> Iterator[tuple[int, str, li
 def _parameters(layout: Layout, images: int, size_px: int, seed: int) -> dict[str, Any]:
     if images < 3:
         raise InputError(f"images must be 3 or more (every third is a validation image), got {images}")
+    check_drawing(size_px, seed)
+    return {"generator": 1, "layout": layout, "images": images, "size_px": size_px, "seed": seed}
+
+
+def check_drawing(size_px: int, seed: int) -> None:
+    """InputError for a size or a seed that cannot be drawn."""
     if not 32 <= size_px <= 2048:
         raise InputError(f"size-px must be 32..2048, got {size_px}")
     if seed < 0:
         raise InputError(f"seed must be 0 or more, got {seed}")
-    return {"generator": 1, "layout": layout, "images": images, "size_px": size_px, "seed": seed}
 
 
-def _is_done(folder: Path, parameters: dict[str, Any]) -> bool:
+def is_done(folder: Path, parameters: dict[str, Any]) -> bool:
     """Whether the folder holds exactly this already; marks it as begun where it does not."""
     for marker in (folder / MARKER, folder / BEGUN):
         if marker.is_file():
@@ -133,22 +142,24 @@ def _is_done(folder: Path, parameters: dict[str, Any]) -> bool:
                     f"'{folder}' holds images generated with {found}, asked for {parameters}: give another folder"
                 )
             return marker.name == MARKER
-    if any((folder / part).exists() for part in ("JPEGImages", "annotations", "train2014", "val2014")):
+    if any((folder / part).exists() for part in PARTS):
         raise InputError(f"'{folder}' holds images that were not generated here: give an empty folder")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / BEGUN).write_text(json.dumps(parameters))
     return False
 
 
-def _finish(folder: Path) -> None:
+def finish(folder: Path) -> None:
+    """Say that the folder is whole."""
     (folder / BEGUN).replace(folder / MARKER)
 
 
-def _write_jpeg(picture: UInt8[np.ndarray, "H W 3"], path: Path) -> None:
+def write_jpeg(picture: UInt8[np.ndarray, "H W 3"], path: Path) -> None:
+    """Of good quality, colour at full size."""
     Image.fromarray(picture).save(path, format="JPEG", quality=95, subsampling=0)
 
 
-def _label_map(placed: list[Placed], height: int, width: int) -> UInt8[np.ndarray, "H W"]:
+def label_map(placed: list[Placed], height: int, width: int) -> UInt8[np.ndarray, "H W"]:
     """Class id + 1, 0 for ground, 255 on the line where two values meet."""
     instance = np.zeros((height, width), dtype=np.int64)
     label = np.zeros((height, width), dtype=np.uint8)
@@ -162,7 +173,8 @@ def _label_map(placed: list[Placed], height: int, width: int) -> UInt8[np.ndarra
     return label
 
 
-def _annotation(placed: Placed, image_id: int, number: int) -> dict[str, Any]:
+def annotation(placed: Placed, image_id: int, number: int, category_id: int | None = None) -> dict[str, Any]:
+    """An object as COCO has it; of another category than COCO's where one is given."""
     height, width = placed.visible.shape
     ys, xs = np.nonzero(placed.visible)
     segmentation: object
@@ -174,7 +186,7 @@ def _annotation(placed: Placed, image_id: int, number: int) -> dict[str, Any]:
     return {
         "id": number,
         "image_id": image_id,
-        "category_id": CATEGORY_IDS[placed.class_id],
+        "category_id": CATEGORY_IDS[placed.class_id] if category_id is None else category_id,
         "iscrowd": int(placed.crowd),
         "area": int(placed.visible.sum()),
         "bbox": [int(xs.min()), int(ys.min()), int(np.ptp(xs)) + 1, int(np.ptp(ys)) + 1],
@@ -195,18 +207,27 @@ def is_generated(root: str | Path) -> bool:
     return (Path(root) / MARKER).is_file()
 
 
-def generate(layout: Layout, out: Path, images: int = 600, size_px: int = 128, seed: int = 0) -> None:
+def generate(
+    layout: Layout | OwnLayout, out: Path, images: int = 600, size_px: int = 128, seed: int = 0, classes: int = 7
+) -> None:
     """Generate labelled images of textured objects in a real data set's layout.
 
     Args:
-        layout: voc (20 classes) or coco (80 classes).
+        layout: voc (20 classes) or coco (80 classes), or one's own data's: coco-json, label-png (`--dataset voc`), fss.
         out: Folder to write to; left alone when it already holds exactly this.
-        images: How many; every third is a validation image.
+        images: How many; of voc and coco every third is a validation image.
         size_px: Longer side in pixels.
         seed: The same seed gives the same images.
+        classes: How many (2..80), of coco-json, label-png and fss.
     """
-    write = write_voc if layout == "voc" else write_coco
-    write(out, images=images, size_px=size_px, seed=seed)
+    if layout == "voc":
+        write_voc(out, images=images, size_px=size_px, seed=seed)
+    elif layout == "coco":
+        write_coco(out, images=images, size_px=size_px, seed=seed)
+    else:
+        from mshnet.data.shapes_own import WRITERS
+
+        WRITERS[layout](out, images, size_px, seed, classes)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ import io
 import json
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -16,6 +17,7 @@ from PIL import Image
 
 from mshnet.data.filesystem import filesystem
 from mshnet.data.folds import DATASETS
+from mshnet.data.own import OwnData
 from mshnet.errors import DatasetNotFoundError, InputError
 
 
@@ -24,13 +26,14 @@ class ImageRecord:
     """All that is known of an image before its files are opened: with it, `load` needs no list and no annotations."""
 
     image_id: str
-    """As in the field's lists: `2007_000033` (Pascal), `val2014/COCO_val2014_000000507081.jpg` (COCO)."""
+    """As in the field's lists: `2007_000033` (Pascal), `val2014/COCO_val2014_000000507081.jpg` (COCO); of one's own
+    data the path below the folder of pictures."""
     subset: str
-    """`train` or `val`."""
+    """`train` or `val`; one's own data has `train` alone."""
     image_path: str
     """Relative to the source's root."""
     mask_path: str = ""
-    """Relative to the source's root; empty where masks come from annotations (COCO)."""
+    """Relative to the source's root (voc: to its folder of masks); empty where masks come from annotations (COCO)."""
     height: int = 0
     """Original size in pixels as the annotations say; 0 where nothing says it before the file is opened."""
     width: int = 0
@@ -46,6 +49,8 @@ class LabelledImage:
     masks: dict[int, Bool[np.ndarray, "H W"]]
     ignore: Bool[np.ndarray, "H W"] | None
     """Pixels left out of the metric (Pascal's 255); None where the data set has no such label."""
+    notes: tuple[str, ...] = ()
+    """What was decided about it that a person may want to look at, in words."""
 
 
 class Source(ABC):
@@ -54,7 +59,7 @@ class Source(ABC):
     root: str
     """Local folder or fsspec URI."""
     dataset: str
-    """`pascal`, `coco` or `shapes`."""
+    """As `open_source` takes it."""
     mask_mode: str
     """How masks follow from the files; recorded beside every number."""
 
@@ -71,6 +76,17 @@ class Source(ABC):
     def records(self) -> Iterator[ImageRecord]:
         """All images with a label, sorted by image id. InputError where files do not fit together."""
 
+    def usable_records(self, problem: Callable[[str], None]) -> Iterator[ImageRecord]:
+        """As `records`; what cannot be used is told to `problem` in words and left out, as far as a reader can."""
+        try:
+            yield from self.records()
+        except InputError as error:
+            problem(str(error))
+
+    def remarks(self) -> tuple[str, ...]:
+        """What the files hold that is left aside and is no fault, in words."""
+        return ()
+
     @abstractmethod
     def load(self, record: ImageRecord) -> LabelledImage:
         """Read one image. InputError, naming the file, where it cannot be used."""
@@ -80,8 +96,16 @@ class Source(ABC):
         """SHA-256 (hex) over sorted (path, size) and the contents of list and annotation files."""
 
 
-def open_source(dataset: str, root: str) -> Source:
-    """The reader for a data set under a local folder or any fsspec URI; nothing is looked at yet."""
+def refuse(problem: str) -> NoReturn:
+    """For `usable_records`: raise InputError at the first."""
+    raise InputError(problem)
+
+
+def open_source(dataset: str, root: str, own: OwnData | None = None) -> Source:
+    """The reader for a data set under a local folder or any fsspec URI; nothing is looked at yet.
+
+    One's own data (coco-json, voc, fss) lies where `own` says, or under the root where that says nothing.
+    """
     if dataset == "coco":
         from mshnet.data.coco import CocoSource
 
@@ -90,7 +114,11 @@ def open_source(dataset: str, root: str) -> Source:
         from mshnet.data.pascal import VocSource
 
         return VocSource(root, dataset)
-    raise InputError(f"dataset must be one of {', '.join(DATASETS)}, got {dataset!r}")
+    if dataset == "coco-json":
+        from mshnet.data.coco_json import CocoJsonSource
+
+        return CocoJsonSource(root, own or OwnData())
+    raise InputError(f"dataset must be one of {', '.join(DATASETS)}, got {dataset!r}; one's own: coco-json, voc, fss")
 
 
 MOST_PIXELS = 100_000_000
