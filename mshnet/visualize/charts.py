@@ -34,7 +34,7 @@ def learning_curves(histories: Mapping[str, Curve]) -> bytes:
     Without any validation there is one chart only.
     """
     validated = any(miou is not None for curve in histories.values() for _, _, miou in curve)
-    figure = _figure(width=9.0 if validated else 5.2, height=3.2)
+    figure = figure_of(width=9.0 if validated else 5.2, height=3.2)
     charts = figure.subplots(1, 2 if validated else 1, squeeze=False)[0]
     for colour, (name, curve) in zip(_cycle(FOLD_COLOURS, len(histories)), histories.items(), strict=True):
         style = {"color": colour, "label": name, "marker": "o", "markersize": 3, "linewidth": 1.6}
@@ -42,12 +42,12 @@ def learning_curves(histories: Mapping[str, Curve]) -> bytes:
         if validated:
             points = [(epoch, 100 * miou) for epoch, _, miou in curve if miou is not None]
             charts[1].plot([epoch for epoch, _ in points], [miou for _, miou in points], **style)
-    _dress(charts[0], "training loss", "epoch", "loss")
+    dress(charts[0], "training loss", "epoch", "loss")
     if validated:
-        _dress(charts[1], "mIoU on the episodes that choose the checkpoint", "epoch", "mIoU, %")
+        dress(charts[1], "mIoU on the episodes that choose the checkpoint", "epoch", "mIoU, %")
     if len(histories) > 1:
         charts[0].legend(frameon=False, fontsize=9)
-    return _rendered(figure)
+    return rendered(figure)
 
 
 def class_bars(
@@ -63,7 +63,7 @@ def class_bars(
     first = next(iter(scores.values()))
     classes = sorted({name for series in scores.values() for name in series}, key=lambda name: first.get(name, -1.0))
     thickness = 0.8 / len(scores)
-    figure = _figure(width=5.8, height=1.0 + max(1, len(classes)) * (0.12 * len(scores) + 0.16))
+    figure = figure_of(width=5.8, height=1.0 + max(1, len(classes)) * (0.12 * len(scores) + 0.16))
     axes = figure.subplots()
     colours = _cycle(FOLD_COLOURS, len(scores))
     for rank, (series_name, series) in enumerate(scores.items()):
@@ -85,10 +85,10 @@ def class_bars(
     axes.set_yticks(range(len(classes)), classes)
     axes.set_xlim(left=0)
     axes.margins(x=0.08, y=0.02)
-    _dress(axes, "IoU by novel class", "IoU, %", "")
+    dress(axes, "IoU by novel class", "IoU, %", "")
     axes.grid(visible=False, axis="y")
     figure.legend(frameon=False, fontsize=9, loc="outside upper right", ncols=len(scores))
-    return _rendered(figure)
+    return rendered(figure)
 
 
 def interval_chart(rows: Sequence[Measured], title: str, unit: str) -> bytes:
@@ -99,7 +99,7 @@ def interval_chart(rows: Sequence[Measured], title: str, unit: str) -> bytes:
     colours = dict(zip(groups, _cycle(FOLD_COLOURS, len(groups)), strict=True))
     # A gap before each group.
     places = [i + 0.6 * groups.index(row.group) for i, row in enumerate(rows)]
-    figure = _figure(width=6.4, height=0.9 + 0.23 * (places[-1] + 1))
+    figure = figure_of(width=6.4, height=0.9 + 0.23 * (places[-1] + 1))
     axes = figure.subplots()
     for place, row in zip(places, rows, strict=True):
         colour = colours[row.group]
@@ -110,11 +110,11 @@ def interval_chart(rows: Sequence[Measured], title: str, unit: str) -> bytes:
     axes.set_yticks(places, [row.name for row in rows])
     axes.invert_yaxis()
     axes.margins(x=0.1)
-    _dress(axes, title, unit, "")
+    dress(axes, title, unit, "")
     axes.grid(visible=False, axis="y")
     for tick, row in zip(axes.get_yticklabels(), rows, strict=True):
         tick.set_color(colours[row.group])
-    return _rendered(figure)
+    return rendered(figure)
 
 
 def size_bars(scores: Mapping[str, Mapping[str, tuple[float, int]]]) -> bytes:
@@ -126,7 +126,7 @@ def size_bars(scores: Mapping[str, Mapping[str, tuple[float, int]]]) -> bytes:
     if not sizes:
         raise InputError("expected at least one size to draw, got none")
     width = 0.8 / len(scores)
-    figure = _figure(width=1.2 + len(sizes) * max(1.4, 0.55 * len(scores)), height=3.0)
+    figure = figure_of(width=1.2 + len(sizes) * max(1.4, 0.55 * len(scores)), height=3.0)
     axes = figure.subplots()
     for rank, (colour, (name, series)) in enumerate(
         zip(_cycle(FOLD_COLOURS, len(scores)), scores.items(), strict=True)
@@ -140,24 +140,26 @@ def size_bars(scores: Mapping[str, Mapping[str, tuple[float, int]]]) -> bytes:
     counts = {size: sum(series[size][1] for series in scores.values() if size in series) for size in sizes}
     axes.set_xticks(range(len(sizes)), [f"{size}\n{counts[size]:,} episodes" for size in sizes])
     axes.margins(y=0.12)
-    _dress(axes, "mIoU by the size of the query's object", "", "mIoU, %")
+    dress(axes, "mIoU by the size of the query's object", "", "mIoU, %")
     axes.grid(visible=False, axis="x")
     if len(scores) > 1:
         axes.legend(frameon=False, fontsize=8, ncols=len(scores))
-    return _rendered(figure)
+    return rendered(figure)
 
 
 def _cycle(colours: Sequence[str], count: int) -> list[str]:
     return [colours[i % len(colours)] for i in range(count)]
 
 
-def _figure(width: float, height: float) -> Any:
+def figure_of(width: float, height: float) -> Any:
+    """An empty figure of matplotlib's, inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
 
 
-def _dress(axes: Any, title: str, x: str, y: str) -> None:
+def dress(axes: Any, title: str, x: str, y: str) -> None:
+    """What all charts look like."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_title(title, fontsize=10, loc="left")
@@ -171,7 +173,8 @@ def _dress(axes: Any, title: str, x: str, y: str) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _rendered(figure: Any) -> bytes:
+def rendered(figure: Any) -> bytes:
+    """The figure as a PNG file's content."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     file = io.BytesIO()
