@@ -16,9 +16,10 @@ from pipelines.report import picture_name, pictured_files, write_report
 from pipelines.results import CrossValidation, FoldResult, Interval, mean
 from pipelines.scan import Scan
 from pipelines.tracking import Tracker
-from pipelines.tracking_registry import version_page
+from pipelines.tracking_champion import CHAMPION, Champion, Contender, crown
+from pipelines.tracking_registry import Registry, version_page
 
-CODE_VERSION = 3
+CODE_VERSION = 4
 """Raise it when the same folds would be reported in another way."""
 RESULT_FILE = "cross_validation.json"
 
@@ -60,7 +61,7 @@ def aggregate(
     folds = [FoldResult.from_json(result) for result in fold_results]
     result = _cross_validation(config, scanned, weights, parent_run_id, folds)
     tracker = Tracker(config.tracking_uri, config.experiment)
-    record(tracker, config, result)
+    champion = record(tracker, config, result)
     images = {
         picture_name(fold.fold, name): storage.read_bytes(storage.join(pictures[str(fold.fold)], name))
         for fold in folds
@@ -74,7 +75,8 @@ def aggregate(
         tracker.log_file(parent_run_id, scratch, "report")
     storage.write_json(storage.join(folder, RESULT_FILE), result.to_json())
     tracker.finish(parent_run_id)
-    return _summary(config, result, storage.join(folder, html.name), storage.join(folder, markdown.name), folder)
+    summary = _summary(config, result, storage.join(folder, html.name), storage.join(folder, markdown.name), folder)
+    return {**summary, CHAMPION: {"version": champion.version, "reason": champion.reason}}
 
 
 def _cross_validation(
@@ -136,8 +138,8 @@ def _mean_intervals(
     return Interval(low=miou[0], high=miou[1]), Interval(low=fb_iou[0], high=fb_iou[1])
 
 
-def record(tracker: Tracker, config: CrossValidationConfig, result: CrossValidation) -> None:
-    """What the parent run's page shows."""
+def record(tracker: Tracker, config: CrossValidationConfig, result: CrossValidation) -> Champion:
+    """What the parent run's page shows; the alias of the version to use, where it points afterwards."""
     run_id, folds = result.parent_run_id, result.folds
     tracker.log_metrics(run_id, run_metrics.of_cross_validation(result, paper_row(result)))
     hashes = [fold.episodes_hash for fold in folds]
@@ -149,8 +151,23 @@ def record(tracker: Tracker, config: CrossValidationConfig, result: CrossValidat
         links[f"fold {fold.fold}"] = tracker.page(fold.run_id)
         if fold.model_version:
             links[f"fold {fold.fold}'s model"] = version_page(config.model_name, fold.model_version)
+    champion = _crown(tracker, config, result)
+    if champion.version:
+        links[f"{CHAMPION}: version {champion.version}"] = version_page(config.model_name, champion.version)
     tracker.describe(run_id, run_pages.of_cross_validation(result, links))
     tracker.log_bytes(run_id, result.to_text().encode(), RESULT_FILE)
+    return champion
+
+
+def _crown(tracker: Tracker, config: CrossValidationConfig, result: CrossValidation) -> Champion:
+    contenders = [
+        Contender(version=fold.model_version, lead=fold.score.miou - fold.baselines["prototype"].miou)
+        for fold in result.folds
+        if fold.model_version
+    ]
+    if not contenders:
+        return Champion(version="", reason="no fold has a registered version")
+    return crown(Registry(tracker, config.model_name), result.parent_run_id, contenders)
 
 
 def _summary(

@@ -17,13 +17,14 @@ from pipelines.conditions import Conditions
 from pipelines.config import CrossValidationConfig, fingerprint
 from pipelines.dag import Stage
 from pipelines.drawn import DrawnTest, DrawnTraining
+from pipelines.model_card import CARD, model_card
 from pipelines.results import FoldResult
 from pipelines.run_pages import OUTCOMES, REPORT, FoldPage, of_model
 from pipelines.tracking import Tracker
 from pipelines.tracking_registry import NewVersion, Registry, version_page
 from pipelines.train import TrainedFold
 
-CODE_VERSION = 3
+CODE_VERSION = 4
 """Raise it when the same fold would be recorded in another way."""
 PANELS = ("best", "median")
 """Ranks of pictures that are no failures."""
@@ -96,7 +97,9 @@ def register_fold(
     if result.outcomes:
         tracker.log_bytes(run_id, storage.read_bytes(storage.join(config.store, result.outcomes)), OUTCOMES)
     tracker.log_bytes(run_id, conditions.to_text().encode(), "protocol.json")
-    version = _registered(page, tracker, run_id, tags)
+    card = model_card(page, training)
+    tracker.log_bytes(run_id, card.encode(), CARD)
+    version = _registered(page, tracker, run_id, tags, card)
     page = _with_version(page, version)
     tracker.describe(run_id, page.of_run())
     tracker.log_bytes(run_id, page.result.to_text().encode(), "fold.json")
@@ -105,7 +108,7 @@ def register_fold(
 
 
 def _links(tracker: Tracker, run_id: str) -> dict[str, str]:
-    links = {"run": tracker.page(run_id)}
+    links = {"run": tracker.page(run_id), "model card": tracker.page(run_id, CARD)}
     if parent := tracker.parent(run_id):
         links |= {"cross-validation": tracker.page(parent), "report": tracker.page(parent, REPORT)}
     return links
@@ -140,7 +143,7 @@ def _params(drawn: DrawnTraining | DrawnTest) -> dict[str, Any]:
     return {name: value for name, value in drawn.to_json().items() if name not in places}
 
 
-def _registered(page: FoldPage, tracker: Tracker, run_id: str, tags: Mapping[str, str]) -> str:
+def _registered(page: FoldPage, tracker: Tracker, run_id: str, tags: Mapping[str, str], card: str) -> str:
     from mshnet.checkpoint import WEIGHTS_FILE, read_config
 
     config, result = page.config, page.result
@@ -152,6 +155,7 @@ def _registered(page: FoldPage, tracker: Tracker, run_id: str, tags: Mapping[str
         miou=result.score.miou,
         conditions=page.conditions,
         description=page.of_version(),
+        card=card,
         tags={
             **ends,
             "protocol": tags["protocol"],

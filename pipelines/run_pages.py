@@ -22,6 +22,7 @@ from pipelines.fold_table import (
     trained_label,
 )
 from pipelines.markdown import escaped, table
+from pipelines.model_card import CARD
 from pipelines.results import BASELINES, CrossValidation, FoldResult, Interval, Score
 
 REPORT = "report/report.html"
@@ -59,10 +60,10 @@ class FoldPage:
             *_details(result),
             "**How it was measured**",
             "",
-            *table(["", ""], [["test classes", ", ".join(result.novel_classes)], *self._conditions()]),
+            *table(["", ""], self.measured()),
             "",
-            f"Artifacts: `fold.json` (all numbers), `protocol.json`, `{OUTCOMES}` (every episode's counts), "
-            "`pictures/` (charts, panels, failures, energy maps).",
+            f"Artifacts: `{CARD}` (its model card), `fold.json` (all numbers), `protocol.json`, `{OUTCOMES}` (every "
+            "episode's counts), `pictures/` (charts, panels, failures, energy maps).",
         ]
         return "\n".join(lines) + "\n"
 
@@ -74,14 +75,14 @@ class FoldPage:
             ["trained on", f"{result.train_episodes:,} episodes, epoch {result.best_epoch} kept"],
             ["commit", result.git_commit],
         ]
-        rows = [["test classes", ", ".join(result.novel_classes)], *self._conditions(), *data]
+        rows = [*self.measured(), *data]
         lines = [
             *self._head(),
             *self._scores(),
             *("", "**How it was measured and made**", ""),
             *table(["", ""], rows),
             "",
-            _use(self.config.model_name, self.result.fold),
+            _use(self.config.model_name, f"fold{self.result.fold}"),
         ]
         return "\n".join(lines) + "\n"
 
@@ -97,6 +98,11 @@ class FoldPage:
         yield from ("", " · ".join(f"[{escaped(name)}]({address})" for name, address in self.links.items()), "")
 
     def _scores(self) -> Iterator[str]:
+        yield from table(["IoU, %", "mIoU", "95 % interval", "FB-IoU"], self.score_rows())
+
+    def score_rows(self) -> list[list[str]]:
+        """What was measured: label, mIoU, its interval, FB-IoU, in %."""
+
         def row(label: str, score: Score | None) -> list[str]:
             if score is None:
                 return [label, NOTHING, NOTHING, NOTHING]
@@ -112,11 +118,13 @@ class FoldPage:
         if self.paper:
             label = f"paper, table {self.paper.table}"
             rows.append([label, percent(self.paper.fold_miou[self.result.fold]), NOTHING, NOTHING])
-        yield from table(["IoU, %", "mIoU", "95 % interval", "FB-IoU"], rows)
+        return rows
 
-    def _conditions(self) -> list[list[str]]:
+    def measured(self) -> list[list[str]]:
+        """How it was measured."""
         protocol = self.conditions.protocol
         return [
+            ["test classes", ", ".join(self.result.novel_classes)],
             ["test episodes", f"{protocol.name}: {protocol.label}"],
             ["episodes hash", self.conditions.episodes_hash],
             ["epoch chosen", protocol.selection],
@@ -165,18 +173,21 @@ were measured.
 conditions (protocol, test episodes, data: the tag `conditions`). A version measured under others is not \
 comparable: the alias stays, and the log says what differs.
 
+**Alias** `champion`: the version to use. Of the cross-validation with the highest mean mIoU under the same conditions \
+it is the fold that leads prototype matching, which needs no training, by most.
+
 **Classes** A fold's network was trained without the fold's own classes. It segments whatever its labelled \
 examples show, of any class.
 
-{_use(config.model_name, config.folds[0])}
+{_use(config.model_name, "champion")}
 """
 
 
-def _use(model_name: str, fold: int) -> str:
+def _use(model_name: str, alias: str) -> str:
     return f"""**Use**
 
 ```python
-model = mlflow.pyfunc.load_model("models:/{model_name}@fold{fold}")
+model = mlflow.pyfunc.load_model("models:/{model_name}@{alias}")
 masks = model.predict(table)["mask"]
 ```
 

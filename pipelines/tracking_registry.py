@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 from mshnet.errors import InputError
 from pipelines.conditions import Conditions
+from pipelines.model_card import CARD
 from pipelines.tracking import Tracker, cut
 from pipelines.tracking_client import client, quiet, quotable
 
@@ -39,6 +40,8 @@ class NewVersion:
     """Markdown."""
     tags: Mapping[str, str]
     """Beside those that the fields above give."""
+    card: str = ""
+    """The model card, Markdown; it lies beside the model."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Registry:
             "weights_sha256": sha256,
             CONDITIONS_TAG: version.conditions.to_text(),
         }
-        model = self._log_model(mlflow, run_id, weights, config, tags)
+        model = self._log_model(mlflow, run_id, weights, config, tags, version.card)
         with quiet("mlflow"):
             made = mlflow.create_model_version(
                 self.model_name,
@@ -106,11 +109,11 @@ class Registry:
             return False
         if held is not None:
             holder = mlflow.get_model_version(name, str(held)).tags
-            if differing := _differing(candidate, holder):
+            if found := differing(candidate, holder):
                 LOG.warning(
                     "%s: alias %r stays at version %s: version %s was scored under other conditions, which cannot be "
                     "compared (%s). Set the alias by hand if the new one is to be served.",
-                    name, alias, held, version, differing,
+                    name, alias, held, version, found,
                 )  # fmt: skip
                 return False
             held_score = float(holder.get("miou", "nan"))
@@ -140,9 +143,9 @@ class Registry:
                 mlflow.update_registered_model(self.model_name, description)
 
     def _log_model(
-        self, mlflow: Any, run_id: str, weights: Path, config: Mapping[str, Any], tags: dict[str, str]
+        self, mlflow: Any, run_id: str, weights: Path, config: Mapping[str, Any], tags: dict[str, str], card: str
     ) -> Any:
-        """The MLflow logged model: served_model.py, the weights, config.json and our own package."""
+        """The MLflow logged model: served_model.py, the weights, config.json, our own package and the model card."""
         from mlflow.entities import LoggedModelOutput
         from mlflow.models import Model
 
@@ -157,6 +160,8 @@ class Registry:
                 identity = Model(model.artifact_location, run_id, model_uuid=model.model_id, model_id=model.model_id)
                 with quiet("mlflow"):
                     served_model.save(local, weights, config, identity)
+                if card:
+                    (local / CARD).write_text(card, encoding="utf-8")
                 mlflow.log_model_artifacts(model.model_id, str(local))
             mlflow.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
         except BaseException:
@@ -170,8 +175,8 @@ def version_page(model_name: str, version: str) -> str:
     return f"#/models/{quote(model_name, safe='')}/versions/{version}"
 
 
-def _differing(candidate: Mapping[str, str], holder: Mapping[str, str]) -> str:
-    """What keeps the two from being compared, in words; "" where nothing does."""
+def differing(candidate: Mapping[str, str], holder: Mapping[str, str]) -> str:
+    """What keeps two versions' scores from being compared, by their tags, in words; "" where nothing does."""
     if CONDITIONS_TAG not in holder:
         return "the version that has it does not say under which"
     try:

@@ -105,6 +105,7 @@ def test_the_parent_has_the_aggregate(recorded: Recorded) -> None:
     for fold in recorded.one_shot.folds:
         assert f"](#/experiments/{recorded.experiment}/runs/{fold.run_id})" in note
         assert f"](#/models/mshnet-pascal-resnet50-1shot/versions/{fold.model_version})" in note
+    assert f"[champion: version {recorded.one_shot.folds[1].model_version}](#/models/" in note
     assert f"/runs/{recorded.one_shot.parent_run_id}/artifacts/report/report.html)" in note
     read = json.loads(artifact(recorded, run.info.run_id, "cross_validation.json"))
     assert CrossValidation.from_json(read) == recorded.one_shot
@@ -128,6 +129,7 @@ def test_a_fold_s_run_has_its_numbers_and_files(recorded: Recorded) -> None:
     root = Path(recorded.client.download_artifacts(fold.run_id, ""))
     assert sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()) == [
         "fold.json",
+        "model_card.md",
         "outcomes.arrow",
         "pictures/charts/classes.png",
         "pictures/charts/curves.png",
@@ -155,7 +157,7 @@ def test_a_version_leads_back(recorded: Recorded) -> None:
     fold, client = recorded.five_shot.folds[1], recorded.client
     version = client.get_model_version("mshnet-pascal-resnet50-5shot", fold.model_version)
     assert version.run_id == fold.run_id
-    assert version.aliases == ["fold1"]
+    assert sorted(version.aliases) == ["champion", "fold1"], "of both folds it leads prototype matching by most"
     assert {key: version.tags[key] for key in ("fold", "miou", "miou_low", "miou_high", "protocol", "selection")} == {
         "fold": "1", "miou": "0.72", "miou_low": "0.7060", "miou_high": "0.7330",
         "protocol": "published", "selection": "base",
@@ -179,7 +181,7 @@ def test_a_version_leads_back(recorded: Recorded) -> None:
         assert expected in text
     model = client.get_registered_model("mshnet-pascal-resnet50-5shot")
     assert "`fold0`, `fold1`, `fold2`, `fold3`: of each fold the version with the highest mIoU" in model.description
-    assert "mlflow.pyfunc.load_model" in model.description
+    assert "models:/mshnet-pascal-resnet50-5shot@champion" in model.description
 
 
 @pytest.fixture
