@@ -15,6 +15,7 @@ from mshnet.data.annotated_size import read_as_annotated
 from mshnet.data.class_choice import ChosenClasses, read_class_choice
 from mshnet.data.filesystem import filesystem
 from mshnet.data.instances import MASK_MODE, Name, Pixels, check_segmentation, decoded, joined, mappable, masks_of
+from mshnet.data.listed import is_picture
 from mshnet.data.own import OwnData
 from mshnet.data.source import Folder, ImageRecord, LabelledImage, Source, fingerprint_of, refuse
 from mshnet.errors import DatasetNotFoundError, InputError
@@ -157,6 +158,24 @@ class CocoJsonSource(Source):
                 width=images[key].width,
                 instances=joined(instances[key]),
             )
+
+    def remarks(self) -> tuple[str, ...]:
+        """Images without an annotation, crowds, categories without any, and pictures that the file does not name."""
+        content: _Instances = decoded(self._file, _Instances, self.own.annotations)
+        shown = {_key(a.image_id) for a in content.annotations}
+        bare = sum(_key(image.id) not in shown for image in content.images)
+        crowds = sum(bool(a.iscrowd) for a in content.annotations)
+        used = {_key(a.category_id) for a in content.annotations}
+        empty = [name for key, name in self._categories.items() if key not in used]
+        named = {self._files(image.file_name) for image in content.images}
+        others = sum(is_picture(path) and path not in named for path in self._sizes)
+        found = (
+            (bare, f"{bare:,} image(s) of the JSON have no annotation and take no part"),
+            (crowds, f"{crowds:,} annotation(s) of crowds are skipped"),
+            (len(empty), f"{len(empty):,} categories have no annotation: {', '.join(map(repr, empty[:10]))}"),
+            (others, f"{others:,} picture(s) of the folder are not in the JSON"),
+        )
+        return tuple(text for count, text in found if count)
 
     def _images(self, found: list[_Image], problem: Callable[[str], None]) -> dict[str, _Image]:
         """By key, their names those of files where there are such."""

@@ -95,27 +95,15 @@ class VocSource(Source):
     def load(self, record: ImageRecord) -> LabelledImage:
         """One image with its class masks. InputError for a broken file, a misfit size or label."""
         image = self._folder.read_rgb(record.image_path)
-        picture = self._folder.read_image(record.mask_path)
-        if picture.mode not in ("P", "L"):
-            raise InputError(
-                f"'{record.mask_path}' must be a palette or grey PNG whose values are class labels, "
-                f"got mode {picture.mode}; convert the colours to labels 0..{len(self.class_names)} and 255"
-            )
-        label = np.array(picture, dtype=np.uint8)
+        label = read_labels(self._folder, record.mask_path, len(self.class_names))
         if label.shape != image.shape[:2]:
             raise InputError(
                 "mask and image must have one size: "
                 f"'{record.mask_path}' is {label.shape[1]}×{label.shape[0]} px, "
                 f"'{record.image_path}' is {image.shape[1]}×{image.shape[0]} px; replace the wrong file"
             )
-        values = np.flatnonzero(np.bincount(label.ravel(), minlength=256))
-        wrong = values[(values > len(self.class_names)) & (values != IGNORE_INDEX)]
-        if wrong.size:
-            raise InputError(
-                f"labels must be 0..{len(self.class_names)} or {IGNORE_INDEX}, "
-                f"'{record.mask_path}' has {', '.join(map(str, wrong[:5]))}; replace the mask"
-            )
-        masks = {int(v) - 1: label == v for v in values if v not in (0, IGNORE_INDEX)}
+        values = label_values(label, record.mask_path, len(self.class_names))
+        masks = {v - 1: label == v for v in values}
         return LabelledImage(image=image, masks=masks, ignore=label == IGNORE_INDEX)
 
     def fingerprint(self) -> str:
@@ -132,6 +120,31 @@ class VocSource(Source):
 
 def _ids(text: bytes) -> list[str]:
     return [line.split()[0] for line in text.decode().splitlines() if line.strip()]
+
+
+def read_labels(
+    folder: Folder, path: str, classes: int, modes: tuple[str, ...] = ("P", "L")
+) -> UInt8[np.ndarray, "H W"]:
+    """A label PNG's values, unchecked. InputError for a picture of another of Pillow's modes, such as colours."""
+    picture = folder.read_image(path)
+    if picture.mode not in modes:
+        raise InputError(
+            f"'{path}' must be a palette or grey PNG whose values are class labels, "
+            f"got mode {picture.mode}; convert the colours to labels 0..{classes} and {IGNORE_INDEX}"
+        )
+    return np.array(picture, dtype=np.uint8)
+
+
+def label_values(label: UInt8[np.ndarray, "H W"], path: str, classes: int) -> list[int]:
+    """The classes' labels that occur, ascending. InputError for one that is none of 0..classes and 255."""
+    values = np.flatnonzero(np.bincount(label.ravel(), minlength=256))
+    wrong = values[(values > classes) & (values != IGNORE_INDEX)]
+    if wrong.size:
+        raise InputError(
+            f"labels must be 0..{classes} or {IGNORE_INDEX}, "
+            f"'{path}' has {', '.join(map(str, wrong[:5]))}; replace the mask"
+        )
+    return [int(v) for v in values if v not in (0, IGNORE_INDEX)]
 
 
 def write_label(label: UInt8[np.ndarray, "H W"], path: Path) -> None:

@@ -118,6 +118,14 @@ def open_source(dataset: str, root: str, own: OwnData | None = None) -> Source:
         from mshnet.data.coco_json import CocoJsonSource
 
         return CocoJsonSource(root, own or OwnData())
+    if dataset == "voc":
+        from mshnet.data.label_png import LabelPngSource
+
+        return LabelPngSource(root, own or OwnData())
+    if dataset == "fss":
+        from mshnet.data.fss import FssSource
+
+        return FssSource(root, own or OwnData())
     raise InputError(f"dataset must be one of {', '.join(DATASETS)}, got {dataset!r}; one's own: coco-json, voc, fss")
 
 
