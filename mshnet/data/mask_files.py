@@ -27,6 +27,8 @@ class _Category(msgspec.Struct):
 class _Image(msgspec.Struct):
     id: int | str
     file_name: str
+    height: int = 0
+    width: int = 0
 
 
 class _Annotation(msgspec.Struct, gc=False):
@@ -88,6 +90,11 @@ def united(parts: Iterable[tuple[int | str, object]], height: int, width: int, w
     return masks_of(record).get(0, np.zeros((height, width), dtype=bool))
 
 
+def declared(size: Any, height: int, width: int) -> tuple[int, int]:
+    """Height and width that an annotation is for: the image's, or those of the image before it is turned upright."""
+    return (width, height) if size is not None and tuple(size) == (width, height) else (height, width)
+
+
 def _json(segmentation: object, where: str) -> bytes:
     def plain(value: Any) -> Any:
         if isinstance(value, np.ndarray | np.generic):
@@ -129,8 +136,11 @@ def _from_json(path: str, choice: str, size: tuple[int, int], image_name: str) -
         content = json.loads(data)
     except ValueError as error:
         raise InputError(f"'{path}' is not valid JSON: {error}; export it again") from error
-    parts = [content] if isinstance(content, dict) and "counts" in content else _polygons(content, path, choice)
-    return united(enumerate(parts), *size, path)
+    if isinstance(content, dict) and "counts" in content:
+        return united([(0, content)], *declared(content.get("size"), *size), path)
+    if isinstance(content, dict):
+        size = declared((content.get("imageHeight"), content.get("imageWidth")), *size)
+    return united(enumerate(_polygons(content, path, choice)), *size, path)
 
 
 def _polygons(content: Any, path: str, choice: str) -> list[Any]:
@@ -174,7 +184,7 @@ def _of_coco(path: str, choice: str, size: tuple[int, int], image_name: str) -> 
             f"expected an object {choice!r} in '{image.file_name}' of '{path}', found none; label one, or choose "
             "another image"
         )
-    return united(parts, *size, path)
+    return united(parts, *declared((image.height, image.width), *size), path)
 
 
 class _Owner:

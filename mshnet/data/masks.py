@@ -23,15 +23,29 @@ if TYPE_CHECKING:
 bool or whole numbers (H, W), a COCO RLE (`size`, `counts`), or polygons (each x, y, x, y, ... in pixels)."""
 
 
-def object_mask(given: MaskInput, height: int, width: int, image_name: str = "") -> Bool[np.ndarray, "H W"]:
+TURNS = {
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF's orientations that swap height and width, and what makes them upright."""
+
+
+def object_mask(
+    given: MaskInput, height: int, width: int, image_name: str = "", orientation: int = 1
+) -> Bool[np.ndarray, "H W"]:
     """Where the object is: any form of mask as bool at the size of its image (pixels, upright).
 
     Not 0 is object; of a file, `#LABEL` takes one label of it. `image_name` (a path) finds the image in a COCO JSON,
-    and names it in errors. Raises InputError for another size than the image's, for no object at all, and for what
-    is ambiguous: colours, transparency, several labels of a palette, fractions.
+    and names it in errors. `orientation` is EXIF's of the image file: a mask of the size that the file stores, which
+    only fits turned, is turned as the image is. Raises InputError for another size than the image's, for no object
+    at all, and for what is ambiguous: colours, transparency, several labels of a palette, fractions.
     """
     what = f"the mask of '{image_name}'" if image_name else "the mask"
     mask = _as_bool(given, height, width, image_name, what)
+    if mask.shape == (width, height) != (height, width) and orientation in TURNS:
+        mask = np.asarray(Image.fromarray(mask).transpose(TURNS[orientation]))
     if mask.shape != (height, width):
         raise InputError(
             f"mask and image must have one size: {what} is {_size(mask.shape)}, its image {_size((height, width))} "
@@ -48,7 +62,7 @@ def _as_bool(given: Any, height: int, width: int, image_name: str, what: str) ->
     if isinstance(given, Image.Image):
         return np.asarray(mask_files.labels(given, what) != 0)
     if isinstance(given, Mapping):
-        return mask_files.united([(0, given)], height, width, what)
+        return mask_files.united([(0, given)], *mask_files.declared(given.get("size"), height, width), what)
     if hasattr(given, "detach"):  # a Tensor; torch need not be loaded to see it
         given = given.detach().cpu().numpy()
     if isinstance(given, np.ndarray) and given.ndim == 2:
