@@ -13,7 +13,8 @@ from typing import Any, Literal, TypeVar
 import tyro
 
 from mshnet.config import ImageFormat, ModelConfig, TrainingConfig
-from mshnet.data.folds import DATASETS, FOLDS, check_fold
+from mshnet.data.folds import DATASETS, FOLDS, OWN_DATASETS, check_fold
+from mshnet.data.own import OwnData
 from mshnet.errors import InputError
 from mshnet.protocols import EPISODES, Episodes, Ignore, Resize
 from pipelines.results import Record
@@ -31,16 +32,16 @@ class ValidationConfig:
     """base: episodes of base classes kept out of training; novel: the test episodes, as published (and every
     number made so is labelled); last: no choice, the last epoch."""
     held_out_classes: int = 3
-    """Base classes kept out of training for the choice (with selection base)."""
+    """Base classes kept out of training for the choice (with selection base); 0: a fifth of them, at least one."""
     validation_episodes: int = 200
     """Episodes per validation (with selection novel: all the test episodes)."""
 
     def __post_init__(self) -> None:
         if self.selection not in ("base", "novel", "last"):
             raise InputError(f"selection must be base, novel or last, got {self.selection!r}")
-        if self.held_out_classes < 1 or self.validation_episodes < 1:
+        if self.held_out_classes < 0 or self.validation_episodes < 1:
             raise InputError(
-                "held_out_classes and validation_episodes must be 1 or more, got "
+                "held_out_classes must be 0 or more and validation_episodes 1 or more, got "
                 f"{self.held_out_classes} and {self.validation_episodes}"
             )
 
@@ -177,10 +178,12 @@ class ComputeConfig:
 class CrossValidationConfig(Record):
     """Everything about one cross-validation."""
 
-    dataset: Literal["pascal", "coco", "shapes"] = "shapes"
-    """pascal (VOC layout), coco (2014 layout), or shapes (generated pictures in the VOC layout)."""
+    dataset: Literal["pascal", "coco", "shapes", "coco-json", "voc", "fss"] = "shapes"
+    """pascal (VOC layout), coco (2014 layout), shapes (generated pictures in the VOC layout), or your own data:
+    coco-json (--images, --annotations), voc (label PNGs: --images, --masks, --class-list), fss (a folder a class)."""
     source: str = "outputs/shapes"
-    """Folder or URI of the data set; with shapes, where the pictures are generated if they are not there."""
+    """Folder or URI of the data set; with shapes, where the pictures are generated if they are not there. Of your own
+    data --images says it."""
     store: str = "outputs/store"
     """Folder or URI for everything durable: images, episodes, checkpoints, results."""
     tracking_uri: str = ""
@@ -189,11 +192,14 @@ class CrossValidationConfig(Record):
     experiment: str = "mshnet"
     """MLflow experiment."""
     registered_model: str = ""
-    """Name in the model registry; empty: ARCHITECTURE-DATASET-BACKBONE-Kshot."""
+    """Name in the model registry; empty: ARCHITECTURE-DATASET-BACKBONE-Kshot, of your own data with --data-name."""
     split_lists: str = ""
     """Folder with the field's lists (pascal/ and coco/, or trn/ and val/); empty: derived by rule from the masks."""
     folds: tuple[int, ...] = (0, 1, 2, 3)
-    """Folds to run, of 0 1 2 3."""
+    """Folds to run, of 0 1 2 3; of your own data of as many as --fold-count says, all unless some are named."""
+    trained: tuple[str, ...] = ()
+    """Model folders (paths or URIs) to judge instead of training: one for each of --folds in their order, or one for
+    all. Network and image size are the folders' own; every number is labelled, as their training is not known."""
     shot: int = 1
     """Supports per episode (k)."""
     remove_novel: Literal["auto", "yes", "no"] = "auto"
@@ -211,6 +217,7 @@ class CrossValidationConfig(Record):
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the backbone's features and of the learnable part, in training, validation and evaluation (bfloat16: the
     latter under autocast). The learnable weights stay float32, and so is all of the registered model when served."""
+    own: OwnData = field(default_factory=OwnData)
     images: ImageFormat = field(default_factory=ImageFormat)
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -219,20 +226,23 @@ class CrossValidationConfig(Record):
     compute: ComputeConfig = field(default_factory=ComputeConfig)
 
     def __post_init__(self) -> None:
-        if self.dataset not in DATASETS:
-            raise InputError(f"dataset must be one of {', '.join(DATASETS)}, got {self.dataset!r}")
+        known = (*DATASETS, *OWN_DATASETS)
+        if self.dataset not in known:
+            raise InputError(f"dataset must be one of {', '.join(known)}, got {self.dataset!r}")
+        self._check_own()
         for fold in self.folds:
-            check_fold(fold)
+            check_fold(fold, self.fold_total)
         if not self.folds or len(set(self.folds)) != len(self.folds):
-            raise InputError(f"folds must be distinct and at least one of 0..{FOLDS - 1}, got {self.folds}")
+            raise InputError(f"folds must be distinct and at least one of 0..{self.fold_total - 1}, got {self.folds}")
+        if len(self.trained) not in (0, 1, len(self.folds)):
+            raise InputError(
+                f"trained must be one model folder, or one for each of {len(self.folds)} folds, got {len(self.trained)}"
+            )
         if self.shot < 1:
             raise InputError(f"shot must be 1 or more, got {self.shot}")
-        if set(self.registered_model) & set("/:'`") or (
-            self.registered_model and not self.registered_model.strip(". ")
-        ):
-            raise InputError(
-                f"registered_model must be a name without / : ' ` and not of dots only, got {self.registered_model!r}"
-            )
+        for what, name in (("registered_model", self.registered_model), ("data_name", self.own.data_name)):
+            if set(name) & set("/:'`") or (name and not name.strip(". ")):
+                raise InputError(f"{what} must be a name without / : ' ` and not of dots only, got {name!r}")
         if self.images_per_shard < 1 or self.min_object_px < 1:
             raise InputError(
                 "images_per_shard and min_object_px must be 1 or more, got "
@@ -244,10 +254,52 @@ class CrossValidationConfig(Record):
                 f"{self.training.episodes_per_part}, got {self.compute.workers}"
             )
 
+    def _check_own(self) -> None:
+        if not self.is_own:
+            if self.own != OwnData():
+                raise InputError(
+                    f"--images, --annotations, --classes, --fold-count and the like are for one's own data (--dataset "
+                    f"{', '.join(OWN_DATASETS)}), got them with dataset {self.dataset}; leave them out"
+                )
+            return
+        if self.own.fold_count < 1:
+            raise InputError(f"fold_count must be 1 or more, got {self.own.fold_count}")
+        if self.split_lists:
+            raise InputError(f"split_lists are the field's, of pascal and coco; leave them out with {self.dataset}")
+        if self.evaluation.episodes.draw != "balanced":
+            raise InputError(
+                f"protocol must be balanced with {self.dataset}, got {self.evaluation.protocol!r}: what is published "
+                "are draws from pascal and coco"
+            )
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the classes and folds are the user's, not the field's."""
+        return self.dataset in OWN_DATASETS
+
+    @property
+    def fold_total(self) -> int:
+        """How many folds the classes are divided into, whichever of them are run."""
+        return self.own.fold_count if self.is_own else FOLDS
+
+    @property
+    def data_title(self) -> str:
+        """The data set's name for people, runs and models."""
+        return self.own.data_name or self.dataset
+
     @property
     def removes_novel(self) -> bool:
         """Whether training leaves out images that show a novel class."""
         return self.remove_novel == "yes" or (self.remove_novel == "auto" and self.dataset != "coco")
+
+    @property
+    def selection(self) -> str:
+        """base, novel, last, or given: of weights that were not trained here nothing is chosen."""
+        return "given" if self.trained else self.validation.selection
+
+    def given_model(self, fold: int) -> str:
+        """The folder of --trained that is judged on a fold."""
+        return self.trained[self.folds.index(fold) if len(self.trained) > 1 else 0]
 
     @property
     def test_shots(self) -> tuple[int, ...]:
@@ -261,7 +313,8 @@ class CrossValidationConfig(Record):
             return self.registered_model
         # One similarity alone is another network: its versions and aliases stand apart.
         alone = "" if self.model.similarity == "both" else f"-{self.model.similarity}"
-        return f"{self.model.architecture}-{self.dataset}-{self.model.backbone}{alone}-{self.shot}shot"
+        alone += "-given" if self.trained else ""
+        return f"{self.model.architecture}-{self.data_title}-{self.model.backbone}{alone}-{self.shot}shot"
 
 
 def fingerprint(*parts: Any) -> str:
@@ -280,8 +333,9 @@ def judging_key(config: CrossValidationConfig) -> list[Any]:
 class JobArguments:
     """What the command line of the job and of its stages takes beside the configuration."""
 
-    recipe: Literal["default", "paper", "published", "demo"] = "default"
-    """Where the defaults come from: paper, published (the authors' code), or demo (a laptop, five minutes)."""
+    recipe: Literal["default", "paper", "published", "quick", "demo"] = "default"
+    """Where the defaults come from: paper or published (the authors' code), days on a GPU a fold; quick (without a
+    cluster: an hour or less on one GPU, an evening on a laptop); demo (generated pictures, five minutes)."""
     config: str = ""
     """A JSON file of a configuration (or part of one), replayed; flags win over it."""
     dry_run: bool = False
@@ -301,7 +355,8 @@ def parse(kind: type[T], argv: Sequence[str] | None, prog: str, description: str
         file = _peek(argv, "--config")
         recorded = _read_json(file) if file else {}
         dataset = _peek(argv, "--dataset") or str(recorded.get("dataset", ""))
-        defaults = replay(recipes.named(_peek(argv, "--recipe") or "default", dataset), recorded)
+        recipe = recipes.named(_peek(argv, "--recipe") or "default", dataset)
+        defaults = replay(recipe, _with_folds(recipe, recorded, argv))
         return tyro.cli(
             kind,
             args=argv,
@@ -323,6 +378,29 @@ def _peek(argv: Sequence[str], flag: str) -> str | None:
         if arg.startswith(flag + "="):
             return arg.split("=", 1)[1]
     return None
+
+
+def _with_folds(recipe: CrossValidationConfig, recorded: Mapping[str, Any], argv: Sequence[str]) -> Mapping[str, Any]:
+    """What was recorded, with as many folds of one's own data as the flags or the file of --classes say.
+
+    The file of --classes wins over a number that was recorded, and loses against --fold-count, as any flag wins;
+    where the two differ, the scan refuses.
+    """
+    own = recorded.get("own", {})
+    if not recipe.is_own or not isinstance(own, Mapping):
+        return recorded
+    count = _peek(argv, "--fold-count") or ""
+    if not count.isdigit():
+        from mshnet.data.class_choice import read_class_choice
+
+        classes = _peek(argv, "--classes")
+        file = str(own.get("classes", "")) if classes is None else classes
+        count = str(len(read_class_choice(file).folds) or own.get("fold_count", recipe.own.fold_count))
+    before = own.get("fold_count", recipe.own.fold_count)
+    changes = {**recorded, "own": {**own, "fold_count": int(count)}}
+    if isinstance(before, int) and recorded.get("folds", list(range(before))) == list(range(before)):
+        changes["folds"] = list(range(int(count)))  # all of them were asked for
+    return changes
 
 
 def _read_json(path: str) -> Mapping[str, Any]:

@@ -14,17 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 from mshnet.errors import InputError
 from mshnet.protocols import Protocol, named
-from pipelines import storage
+from pipelines import own_folds, storage
 from pipelines.config import CrossValidationConfig, fingerprint
 from pipelines.dag import Stage
 from pipelines.drawn import EPISODES, PAIRS, DrawnTest, DrawnTraining, TestList, episodes_hash
 from pipelines.preprocess import store_uri
-from pipelines.results import CHOSEN_ON_TEST
+from pipelines.results import CHOSEN_ON_TEST, GIVEN
 from pipelines.scan import Scan
 
 if TYPE_CHECKING:
     from mshnet.data.episodes import Episode
-    from mshnet.data.splits import Pair
+    from mshnet.data.folds import Partition
+    from mshnet.data.splits import Pair, SplitLists
     from mshnet.data.store.images import ImageStore
 
 TRAINING_VERSION, TEST_VERSION = 2, 3
@@ -66,9 +67,10 @@ def training_stage(config: CrossValidationConfig, scanned: Scan, sealed: Stage, 
         "base": [validation.held_out_classes, validation.validation_episodes],
         "novel": _main_key(config),
         "last": [],
-    }[validation.selection]
+        "given": [],
+    }[config.selection]
     key = fingerprint(
-        "draw training", TRAINING_VERSION, *_common_key(config, sealed, fold), validation.selection, chosen_on
+        "draw training", TRAINING_VERSION, *_common_key(config, sealed, fold), config.selection, chosen_on
     )
     return _stage("training", draw_training, (EPISODES, PAIRS), config, scanned, sealed, fold, key)
 
@@ -79,9 +81,9 @@ def test_stage(config: CrossValidationConfig, scanned: Scan, sealed: Stage, fold
     drawn = evaluation.episodes
     lists = [drawn.draw, drawn.episodes, drawn.seeds, config.test_shots]
     # The threshold's episodes are of the classes that training draws from.
-    threshold = [evaluation.threshold_episodes, validation.held_out_classes if validation.selection == "base" else 0]
+    threshold = [evaluation.threshold_episodes, validation.held_out_classes if config.selection == "base" else 0]
     # Of no matter to the episodes, but the recorded protocol says them.
-    judged = [evaluation.resize, evaluation.ignored, validation.selection]
+    judged = [evaluation.resize, evaluation.ignored, config.selection]
     key = fingerprint("draw test", TEST_VERSION, *_common_key(config, sealed, fold), lists, threshold, judged)
     return _stage("test", draw_test, (EPISODES,), config, scanned, sealed, fold, key)
 
@@ -112,7 +114,7 @@ def _common_key(config: CrossValidationConfig, sealed: Stage, fold: int) -> list
     if config.split_lists:
         lists = _origin(config.dataset, config.split_lists, fold)
     flags = [config.removes_novel, config.skip_small_classes]
-    return [sealed.key, lists, fold, config.shot, *flags, config.training.seed]
+    return [sealed.key, lists, fold, config.shot, *flags, config.training.seed, *own_folds.key(config)]
 
 
 @cache
@@ -141,13 +143,22 @@ def draw_training(
     images = ImageStore(store)
     images.verify()  # once, before anything is trained on them
     lists = _read_fold(config, fold, images)
-    base, small = _usable(config, lists.training, lists.base, lists.names)
+    try:
+        base, small = _usable(config, lists.training, lists.base, lists.names)
+    except InputError as error:
+        if not lists.removed:
+            raise
+        raise InputError(
+            f"fold {fold}: {lists.removed} of {lists.removed + len(lists.train)} training pairs are left out, as their "
+            f"images show a class that the fold tests; of the others, {error}. Such images are kept with "
+            "--remove-novel no; classes that occur together do least harm in one fold (--classes, own data)"
+        ) from error
     validation: list[Episode[str]] = []
     chosen_on: tuple[int, ...] = ()
-    if config.validation.selection == "novel":
+    if config.selection == "novel":
         # Not of every seed: a validation after each epoch would be as long as the whole test.
         validation = _test_episodes(config, fold, lists, config.shot, config.evaluation.episodes.seeds[0])
-    elif config.validation.selection == "base":
+    elif config.selection == "base":
         chosen_on, too_small = _usable(config, lists.to_choose_on, lists.held_out, lists.names)
         small += too_small
         count = config.validation.validation_episodes
@@ -226,38 +237,65 @@ def draw_test(
 
 
 def _read_fold(config: CrossValidationConfig, fold: int, images: ImageStore) -> _Fold:
-    from mshnet.data import folds, splits
+    from mshnet.data import splits
 
     contents = images.contents()
-    novel = folds.novel_classes(config.dataset, fold)
-    lists = (
-        splits.read_split_lists(config.dataset, config.split_lists, fold)
-        if config.split_lists
-        else splits.derive_split_lists(config.dataset, fold, contents, config.min_object_px)
-    )
+    partition = own_folds.partition(config, images.manifest.class_names, images.manifest.images_per_class)
+    lists = _split_lists(config, partition, fold, contents)
     absent = sorted({image_id for image_id, _ in (*lists.train, *lists.val)} - set(images.image_ids))
     if absent:
         raise InputError(
             f"expected every image of the split lists in the source, found {len(absent)} missing "
             f"(first: {absent[0]}); give the lists made for this source, or leave --split-lists empty to derive them"
         )
+    if config.is_own and not config.skip_small_classes:
+        _refuse_small(config, partition, lists)
     kept = lists.train
     if config.removes_novel:
-        kept = splits.without_novel(kept, {image_id: set(px) for image_id, _, px in contents}, novel)
+        present = {image_id: set(px) for image_id, _, px in contents}
+        kept = splits.without_novel(kept, present, partition.tested(fold))
     held_out: tuple[int, ...] = ()
-    if config.validation.selection == "base":
-        count = config.validation.held_out_classes
-        held_out = folds.published_partition(config.dataset).held_out(fold, count, config.training.seed)
+    if config.selection == "base":
+        held_out = partition.held_out(fold, config.validation.held_out_classes, config.training.seed)
     return _Fold(
         train=kept,
         val=lists.val,
         origin=lists.origin,
         removed=len(lists.train) - len(kept),
         held_out=held_out,
-        base=tuple(c for c in folds.base_classes(config.dataset, fold) if c not in held_out),
-        novel=novel,
+        base=tuple(c for c in partition.base(fold) if c not in held_out),
+        novel=partition.tested(fold),
         names=images.manifest.class_names,
     )
+
+
+def _split_lists(
+    config: CrossValidationConfig, partition: Partition, fold: int, contents: Sequence[tuple[str, str, dict[int, int]]]
+) -> SplitLists:
+    from mshnet.data import splits
+
+    if config.is_own:
+        divided = not config.removes_novel
+        return splits.own_split_lists(partition, fold, contents, config.min_object_px, divided=divided)
+    if config.split_lists:
+        return splits.read_split_lists(config.dataset, config.split_lists, fold)
+    return splits.derive_split_lists(config.dataset, fold, contents, config.min_object_px)
+
+
+def _refuse_small(config: CrossValidationConfig, partition: Partition, lists: SplitLists) -> None:
+    """Of one's own data all at once, of whatever fold, as it is the data that is to be mended."""
+    from mshnet.data.episodes import small_classes
+
+    taking_part = [c for c in range(len(partition.names)) if c not in partition.idle]
+    small = small_classes([*lists.train, *lists.val], taking_part, config.shot)
+    if small:
+        named = ", ".join(f"{partition.names[c]} ({found})" for c, found in small.items())
+        raise InputError(
+            f"expected {config.shot + 1} images or more of every class for {config.shot}-shot episodes, each with "
+            f"{config.min_object_px} px of it or more, found fewer of {named}; leave these classes out "
+            "(--skip-small-classes), merge them with others or take their objects for background (--classes FILE), "
+            "or lower --shot or --min-object-px"
+        )
 
 
 def _usable(
@@ -286,7 +324,8 @@ def _selection(config: CrossValidationConfig, held_out: Sequence[str]) -> str:
         "base": f"best epoch on held-out base classes ({', '.join(held_out)})",
         "novel": CHOSEN_ON_TEST,
         "last": "last epoch, none chosen",
-    }[config.validation.selection]
+        "given": f"{GIVEN} (training unknown)",
+    }[config.selection]
 
 
 def _test_selection(config: CrossValidationConfig, lists: _Fold) -> str:
@@ -294,7 +333,7 @@ def _test_selection(config: CrossValidationConfig, lists: _Fold) -> str:
     held_out = _usable(config, lists.to_choose_on, lists.held_out, lists.names)[0] if lists.held_out else ()
     label = _selection(config, [lists.names[c] for c in held_out])
     seeds = config.evaluation.episodes.seeds
-    on_one = config.validation.selection == "novel" and len(seeds) > 1
+    on_one = config.selection == "novel" and len(seeds) > 1
     return f"{label} (of seed {seeds[0]})" if on_one else label
 
 

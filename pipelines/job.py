@@ -11,11 +11,13 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
+from mshnet.data.own import OwnData
 from mshnet.errors import InputError
 from pipelines import (
     capacity,
     dag,
     environment,
+    given,
     nodes,
     provenance,
     scan,
@@ -89,9 +91,13 @@ def report(results: Callable[[], Any], prog: str) -> int:
 def resolved(config: CrossValidationConfig) -> CrossValidationConfig:
     """The configuration with local places made absolute: workers have another working directory."""
     weights = config.backbone_weights
+    own = _resolved_own(config)
+    # The reader says what one's own data needs.
+    source = "" if config.is_own and not config.source else storage.absolute(config.source)
     return replace(
-        config,
-        source=storage.absolute(config.source),
+        given.resolved(config),
+        own=own,
+        source=own.images or source,
         store=storage.absolute(config.store),
         split_lists=config.split_lists and storage.absolute(config.split_lists),
         backbone_weights=weights if weights in ("imagenet", "random", "") else storage.absolute(weights),
@@ -99,12 +105,29 @@ def resolved(config: CrossValidationConfig) -> CrossValidationConfig:
     )
 
 
+def _resolved_own(config: CrossValidationConfig) -> OwnData:
+    def absolute(place: str) -> str:
+        return place and storage.absolute(place)
+
+    own = config.own
+    return replace(
+        own,
+        images=absolute(own.images),
+        annotations=absolute(own.annotations),
+        masks=absolute(own.masks),
+        class_list=absolute(own.class_list),
+        classes=absolute(own.classes),
+    )
+
+
 def run(config: CrossValidationConfig, dry_run: bool, wanted: Wanted) -> list[Any]:
     """Everything between parsing and printing. Raises InputError before anything expensive starts."""
+    given.check(config)
     scan.check(config)
     if config.split_lists:
         storage.check_readable(config.split_lists)
-    trains = any(stage.run is train.train_fold for stage in _upstream(wanted(build(config, scan.UNKNOWN, ""))))
+    makes_weights = (train.train_fold, given.take_over)
+    trains = any(stage.run in makes_weights for stage in _upstream(wanted(build(config, scan.UNKNOWN, ""))))
     weights = weights_id(config) if trains else ""
     if not dry_run:
         storage.check_writable(config.store)  # last, as it makes the folder
@@ -173,6 +196,8 @@ def weights_id(config: CrossValidationConfig) -> str:
 
     Raises InputError for weights that are absent or of another architecture.
     """
+    if config.trained:
+        return given.weights_id(config)  # each folder has its own backbone
     if config.backbone_weights == "random":
         return "random"  # there is nothing to check, so torch need not be imported
     from mshnet.backbone import Backbone
@@ -189,7 +214,7 @@ def start_runs(config: CrossValidationConfig, scanned: Scan, weights: str) -> Ru
     tracker = Tracker(config.tracking_uri, config.experiment)
     key = job_key(config, build(config, scanned, weights).evaluated)
     tags = provenance.tags(config, scanned, weights)
-    name = f"{config.dataset} {config.shot}-shot {config.model.label}"
+    name = f"{config.data_title} {config.shot}-shot {config.model.label}"
     parent = tracker.start_parent(name, config.to_json(), tags, key)
     tracker.log_bytes(parent, config.to_text().encode(), "config.json")
     children = tuple(

@@ -12,7 +12,7 @@ from typing import Any
 
 from mshnet.data.filesystem import is_local
 from mshnet.errors import InputError
-from pipelines import environment, storage, tracking_server
+from pipelines import environment, scan, storage, tracking_server
 from pipelines.config import CrossValidationConfig
 from pipelines.tracking_uri import SQLITE, sqlite_file
 
@@ -72,12 +72,11 @@ def look(demands: Demands) -> list[str]:
 
 
 def _check_sources(config: CrossValidationConfig) -> None:
-    from mshnet.data.source import open_source
-
     storage.check_readable(config.source)
-    open_source(config.dataset, config.source).check()
+    scan.opened(config).check()
     weights = "" if config.backbone_weights in ("imagenet", "random") else config.backbone_weights
-    for what, place in (("split lists", config.split_lists), ("the backbone's weights", weights)):
+    models = [("a model of --trained", storage.join(folder, "config.json")) for folder in config.trained]
+    for what, place in (("split lists", config.split_lists), ("the backbone's weights", weights), *models):
         if place and not storage.exists(place):
             raise InputError(f"expected {what} at {place!r}, found nothing there; put them where all nodes reach them")
 

@@ -17,7 +17,7 @@ from mshnet.errors import InputError
 from pipelines import storage
 from pipelines.config import CrossValidationConfig, JobArguments, fingerprint
 from pipelines.dag import Stage
-from pipelines.scan import Scan, read_records
+from pipelines.scan import Scan, opened, read_records
 
 if TYPE_CHECKING:
     from mshnet.data.source import ImageRecord, LabelledImage, Source
@@ -121,11 +121,10 @@ def preprocess_shard(
     config: CrossValidationConfig, folder: str, scanned: Scan, start: int, stop: int
 ) -> Mapping[str, Any]:
     """Encode records start..stop-1 of the source into one shard, a few images in memory at a time."""
-    from mshnet.data.source import open_source
     from mshnet.data.store.rows import encode_row
     from mshnet.data.store.shards import write_shard
 
-    source = open_source(config.dataset, config.source)
+    source = opened(config)
     counts: Counter[int] = Counter()
 
     def rows() -> Iterator[Mapping[str, Any]]:

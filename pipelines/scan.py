@@ -15,11 +15,11 @@ import pyarrow as pa
 
 from mshnet.data.files import write_atomically
 from mshnet.errors import InputError
-from pipelines import dag, storage
+from pipelines import dag, own_folds, storage
 from pipelines.config import CrossValidationConfig, fingerprint
 
 if TYPE_CHECKING:
-    from mshnet.data.source import ImageRecord
+    from mshnet.data.source import ImageRecord, Source
 
 CODE_VERSION = 1
 """Raise it when the same source would give other records."""
@@ -58,8 +58,6 @@ def check(config: CrossValidationConfig) -> None:
 
     Raises DatasetNotFoundError or InputError for a source that is absent or of another layout.
     """
-    from mshnet.data.source import open_source
-
     if config.dataset == "shapes":
         from mshnet.data.shapes import is_generated, write_voc
 
@@ -67,8 +65,17 @@ def check(config: CrossValidationConfig) -> None:
             raise InputError(f"generated pictures are written to a local folder, got {config.source!r}; give a path")
         if not is_generated(config.source):
             write_voc(config.source)
+    source = opened(config)
     storage.check_readable(config.source)
-    open_source(config.dataset, config.source).check()
+    source.check()
+    own_folds.check(config)
+
+
+def opened(config: CrossValidationConfig) -> Source:
+    """The reader of the configuration's data set; nothing is looked at yet. InputError where flags are missing."""
+    from mshnet.data.source import open_source
+
+    return open_source(config.dataset, config.source, config.own)
 
 
 def scan(config: CrossValidationConfig, record: bool = True) -> Scan:
@@ -84,9 +91,7 @@ def scan(config: CrossValidationConfig, record: bool = True) -> Scan:
 
 def scan_source(config: CrossValidationConfig, record: bool = True) -> Scan:
     """The task's body. Nothing is parsed where `scan.json` is there already."""
-    from mshnet.data.source import open_source
-
-    source = open_source(config.dataset, config.source)
+    source = opened(config)
     digest = source.fingerprint()
     folder = _folder(config, digest)
     known = storage.read_json(storage.join(folder, SCAN))

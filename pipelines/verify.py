@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -91,7 +92,8 @@ def _repair(config: CrossValidationConfig, scanned: Scan, uri: str) -> list[str]
 
 def _sealed(config: CrossValidationConfig) -> list[str]:
     found = storage.folders_with(storage.join(config.store, IMAGES), MANIFEST)
-    return [uri for uri in found if _name(uri).startswith(f"{config.dataset}-")]
+    # Of dataset coco, not of coco-json.
+    return [uri for uri in found if re.match(rf"{config.dataset}-\d", _name(uri))]
 
 
 def _problems(uri: str, manifest: Manifest) -> dict[tuple[int, str], str]:

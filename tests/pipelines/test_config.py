@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mshnet.config import ModelConfig, TrainingConfig
+from mshnet.data.own import OwnData
 from mshnet.errors import InputError
 from mshnet.protocols import EPISODES, Episodes
 from pipelines import recipes
@@ -27,7 +28,11 @@ from pipelines.config import (
     replay,
 )
 
-RECIPES = [(recipe, data) for recipe in ("default", "paper", "published", "demo") for data in ("", "pascal", "coco")]
+RECIPES = [
+    (recipe, data)
+    for recipe in ("default", "paper", "published", "quick", "demo")
+    for data in ("", "pascal", "coco", "fss")
+]
 
 
 def parsed(*argv: str) -> CrossValidationConfig:
@@ -79,13 +84,13 @@ def test_a_replayed_file_is_checked_by_place(changes: dict[str, Any], message: s
         (ValidationConfig, {"selection": "best"}, "selection must be base, novel or last, got 'best'"),
         (
             ValidationConfig,
-            {"held_out_classes": 0},
-            "held_out_classes and validation_episodes must be 1 or more, got 0 and 200",
+            {"held_out_classes": -1},
+            "held_out_classes must be 0 or more and validation_episodes 1 or more, got -1 and 200",
         ),
         (
             ValidationConfig,
             {"validation_episodes": 0},
-            "held_out_classes and validation_episodes must be 1 or more, got 3 and 0",
+            "held_out_classes must be 0 or more and validation_episodes 1 or more, got 3 and 0",
         ),
         (
             EvaluationConfig,
@@ -126,7 +131,11 @@ def test_a_replayed_file_is_checked_by_place(changes: dict[str, Any], message: s
         (ComputeConfig, {"evaluation_workers": -1}, "evaluation_workers must be 0 or more, got -1"),
         (ComputeConfig, {"max_failures": -1}, "max_failures must be 0 or more, got -1"),
         (ComputeConfig, {"checkpoint_every_steps": -1}, "checkpoint_every_steps must be 0 or more, got -1"),
-        (CrossValidationConfig, {"dataset": "voc"}, "dataset must be one of pascal, coco, shapes, got 'voc'"),
+        (
+            CrossValidationConfig,
+            {"dataset": "imagenet"},
+            "dataset must be one of pascal, coco, shapes, coco-json, voc, fss, got 'imagenet'",
+        ),
         (CrossValidationConfig, {"folds": (0, 4)}, "fold must be 0..3, got 4"),
         (CrossValidationConfig, {"folds": ()}, "folds must be distinct and at least one of 0..3, got ()"),
         (CrossValidationConfig, {"folds": (1, 1)}, "folds must be distinct and at least one of 0..3, got (1, 1)"),
@@ -264,7 +273,7 @@ def test_what_a_run_recorded_replays_exactly(tmp_path: Path) -> None:
     [
         (["--shot", "0"], "shot must be 1 or more, got 0"),
         (["--folds", "0", "0"], "folds must be distinct and at least one of 0..3, got (0, 0)"),
-        (["--recipe", "quick"], "job: recipe must be one of default, paper, published, demo, got 'quick'"),
+        (["--recipe", "slow"], "job: recipe must be one of default, paper, published, quick, demo, got 'slow'"),
         (["--shot", "many"], "many"),
         (["--learning-speed", "1"], "--learning-speed"),
         (["--config", "absent.json"], "job: no configuration file 'absent.json'"),
@@ -291,6 +300,67 @@ def test_bad_usage_exits_with_2_and_says_why_on_stderr(
     # tyro draws a box around its own messages and breaks their lines.
     assert message in " ".join(captured.err.replace("│", " ").split())
     assert captured.out == ""
+
+
+OWN = ("--dataset", "coco-json", "--images", "pictures", "--annotations", "a.json")
+
+
+def test_flags_of_own_data() -> None:
+    config = parsed(*OWN, "--data-name", "parts", "--shot", "5")
+    assert config.own == OwnData(images="pictures", annotations="a.json", data_name="parts")
+    assert (config.folds, config.fold_total, config.is_own) == ((0, 1, 2, 3), 4, True)
+    assert config.removes_novel
+    assert (config.validation.held_out_classes, config.evaluation.protocol) == (0, "balanced")
+    assert config.model_name == "mshnet-parts-resnet50-5shot"
+    assert parsed(*OWN).model_name == "mshnet-coco-json-resnet50-1shot"
+    assert not recipes.paper().is_own
+
+
+def test_all_folds_are_run_unless_some_are_named(tmp_path: Path) -> None:
+    assert parsed(*OWN, "--fold-count", "3").folds == (0, 1, 2)
+    assert parsed(*OWN, "--fold-count=6").folds == (0, 1, 2, 3, 4, 5)
+    assert parsed(*OWN, "--fold_count", "3", "--folds", "2").folds == (2,)
+    recorded = write(tmp_path, parsed(*OWN, "--fold-count", "3").to_json())
+    assert parsed("--config", recorded).folds == (0, 1, 2)
+    assert parsed("--config", recorded, "--fold-count", "5").folds == (0, 1, 2, 3, 4)
+    some = write(tmp_path, parsed(*OWN, "--fold-count", "3", "--folds", "1").to_json())
+    assert parsed("--config", some).folds == (1,)
+    assert parsed("--config", some, "--fold-count", "5").folds == (1,)
+
+
+def test_the_file_of_classes_says_how_many_folds(tmp_path: Path) -> None:
+    classes = tmp_path / "classes.json"
+    classes.write_text(json.dumps({"folds": [["a"], ["b"], ["c"]]}))
+    config = parsed(*OWN, "--classes", str(classes))
+    assert (config.own.fold_count, config.folds) == (3, (0, 1, 2))
+    again = write(tmp_path, config.to_json())
+    classes.write_text(json.dumps({"folds": [["a"], ["b"]]}))
+    assert parsed("--config", again).folds == (0, 1)
+    classes.write_text(json.dumps({"leave_out": ["d"]}))
+    assert parsed(*OWN, "--classes", str(classes), "--fold-count", "2").folds == (0, 1)
+    with pytest.raises(SystemExit) as exited:
+        parsed(*OWN, "--classes", str(tmp_path / "absent.json"))
+    assert exited.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--images", "pictures"], "for one's own data (--dataset coco-json, voc, fss), got them with dataset shapes"),
+        (["--dataset", "pascal", "--fold-count", "3"], "got them with dataset pascal; leave them out"),
+        ([*OWN, "--protocol", "published"], "protocol must be balanced with coco-json, got 'published'"),
+        ([*OWN, "--split-lists", "lists"], "split_lists are the field's"),
+        ([*OWN, "--fold-count", "3", "--folds", "3"], "fold must be 0..2, got 3"),
+        ([*OWN, "--fold-count", "0"], "fold_count must be 1 or more, got 0"),
+        ([*OWN, "--fold-count", "some"], "some"),
+        ([*OWN, "--data-name", "a/b"], "data_name must be a name without / : ' `"),
+    ],
+)
+def test_bad_usage_of_own_data(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exited:
+        parsed(*argv)
+    assert exited.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
 def test_help_shows_the_recipes_own_defaults(capsys: pytest.CaptureFixture[str]) -> None:

@@ -92,10 +92,30 @@ def test_the_default_is_the_papers_training_chosen_without_the_test_episodes() -
         assert replace(default, validation=paper.validation) == paper
 
 
+@pytest.mark.parametrize("recipe", ["default", "paper", "published", "quick"])
+@pytest.mark.parametrize("dataset", ["coco-json", "voc", "fss"])
+def test_own_data_is_judged_on_balanced_episodes_of_classes_that_nobody_counted_before(
+    recipe: str, dataset: str
+) -> None:
+    config = recipes.named(recipe, dataset)
+    assert (config.dataset, config.source, config.evaluation.protocol) == (dataset, "", "balanced")
+    assert config.validation.held_out_classes == 0
+    assert config.removes_novel
+
+
+def test_quick_needs_no_cluster() -> None:
+    config, paper = recipes.quick("pascal"), recipes.paper("pascal")
+    episodes = [c.training.epochs * c.training.episodes_per_epoch for c in (config, paper)]
+    assert episodes[0] * 500 < episodes[1]
+    assert 4 * config.images.image_size_px**2 < paper.images.image_size_px**2
+    assert config.validation.selection == "base"
+    assert config.training.learning_rate_at(episodes[0] // config.training.global_batch - 1) < 1e-5
+
+
 def test_names() -> None:
     assert recipes.named("published", "coco") == recipes.published("coco")
     assert recipes.named("paper", "") == recipes.paper("pascal")
-    with pytest.raises(InputError, match="recipe must be one of default, paper, published, demo, got 'quick'"):
-        recipes.named("quick", "")
-    with pytest.raises(InputError, match="dataset must be one of pascal, coco, shapes, got 'imagenet'"):
+    with pytest.raises(InputError, match="recipe must be one of default, paper, published, quick, demo, got 'slow'"):
+        recipes.named("slow", "")
+    with pytest.raises(InputError, match="dataset must be one of pascal, coco, .*, fss, got 'imagenet'"):
         recipes.named("paper", "imagenet")
