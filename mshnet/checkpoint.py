@@ -154,10 +154,10 @@ def read_config(folder: str) -> dict[str, Any]:
     return config
 
 
-def load_model(folder: str, expected: ModelConfig | None = None) -> FewShotModel:
-    """A model in eval mode from a folder (path or URI) that `save_model` wrote, of the architecture that it names.
+def load_config(folder: str) -> ModelConfig:
+    """The network that a model folder names.
 
-    Raises InputError when the folder holds none, or one of another architecture than `expected`.
+    Raises InputError as `read_config` does, and where it names one that this version does not know.
     """
     described = read_config(folder)["model"]
     architecture = described.get("architecture", "mshnet")  # the only one, when folders did not name theirs
@@ -167,11 +167,19 @@ def load_model(folder: str, expected: ModelConfig | None = None) -> FewShotModel
             f"{architecture!r}; use a version of mshnet that knows it"
         )
     try:
-        config = ModelConfig(**described)
+        return ModelConfig(**described)
     except TypeError as error:
         raise InputError(
             f"expected a model that this version knows in {folder!r}, found {described}; use the version that wrote it"
         ) from error
+
+
+def load_model(folder: str, expected: ModelConfig | None = None) -> FewShotModel:
+    """A model in eval mode from a folder (path or URI) that `save_model` wrote, of the architecture that it names.
+
+    Raises InputError when the folder holds none, or one of another architecture than `expected`.
+    """
+    config = load_config(folder)
     if expected is not None and _described(config) != _described(expected):
         raise InputError(f"expected a checkpoint of {_described(expected)}, found {_described(config)} in {folder!r}")
     model = architectures.build(config)

@@ -24,7 +24,8 @@ class Asked:
     protocol: str = ""
     """Name of the test episodes: published, published-5x1000, published-10000, balanced, or a run's own words."""
     selection: str = ""
-    """On what the epoch was chosen: base (held-out base classes), novel (the test episodes, as published), last."""
+    """On what the epoch was chosen: base (held-out base classes), novel (the test episodes, as published), last; or
+    given: the weights were not trained here."""
     resize: str = ""
     """square or original."""
     image_size_px: int = 0
@@ -39,7 +40,7 @@ class Asked:
         protocol = run.folds[0].protocol
         found = {
             "protocol": protocol.name,
-            "selection": run.params.get("validation.selection", ""),
+            "selection": selection_of(run),
             "resize": protocol.resize,
             "image_size_px": protocol.side_px,
             "weights": weights_of(run),
@@ -55,11 +56,18 @@ def _other_values(run: TrackedRun, recipe: str) -> str:
     from pipelines import recipes
 
     config = recipes.named(recipe, run.params["dataset"]).to_json()
+    if selection_of(run) == "given":
+        return f"not the recipe {recipe}: the weights were given, not trained here"
     wanted = flattened({"training": config["training"], "validation": {"selection": config["validation"]["selection"]}})
     for name, value in wanted.items():
         if run.params.get(name, value) != value and name != "training.seed":
             return f"not the recipe {recipe}: {name} {run.params[name]}, not {value}"
     return ""
+
+
+def selection_of(run: TrackedRun) -> str:
+    """base, novel, last, or given: the weights were not trained here."""
+    return run.tags.get("selection") or run.params.get("validation.selection", "")
 
 
 def weights_of(run: TrackedRun) -> str:
@@ -206,7 +214,7 @@ def _why_apart(run: TrackedRun, best: Measured, chosen: Mapping[Key, TrackedRun]
 def check(asked: Asked) -> None:
     """Raises InputError for a word that no run can have, before anything is read."""
     words = {
-        "selection": ("base", "novel", "last"),
+        "selection": ("base", "novel", "last", "given"),
         "resize": ("square", "original"),
         "recipe": ("default", "paper", "published", "demo"),
     }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from mshnet.config import ARCHITECTURES
 from pipelines import paper_numbers
-from pipelines.results import BASELINES, CrossValidation, FoldResult, Interval
+from pipelines.results import BASELINES, GIVEN, CrossValidation, FoldResult, Interval
 
 LABELS = {
     "untrained": "same network, untrained",
@@ -66,9 +66,9 @@ def network_name(architecture: str) -> str:
     return next((title for name, title in ARCHITECTURES.items() if name == architecture), architecture)
 
 
-def trained_label(architecture: str) -> str:
-    """The row of a trained network."""
-    return f"{network_name(architecture)}, trained"
+def trained_label(architecture: str, given: bool = False) -> str:
+    """The row of a trained network, or of one whose weights were given."""
+    return f"{network_name(architecture)}, {GIVEN if given else 'trained'}"
 
 
 def table_header(result: CrossValidation) -> list[str]:
@@ -86,7 +86,7 @@ def table_rows(result: CrossValidation) -> list[TableRow]:
     rows = [
         TableRow(
             key="trained",
-            label=trained_label(result.architecture) + note,
+            label=trained_label(result.architecture, result.given) + note,
             values=tuple(ours),
             intervals=tuple(known) if any(known) else (),
         )

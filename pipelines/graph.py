@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipelines import aggregate, draw, evaluate, preprocess, provenance, register, train
+from pipelines import aggregate, draw, evaluate, given, preprocess, provenance, register, train
 from pipelines.config import CrossValidationConfig, fingerprint
 from pipelines.dag import Stage
 from pipelines.scan import Scan
@@ -44,6 +44,9 @@ def build(
     drawn = tuple(zip(training, test, strict=True))
     trained: list[Stage] = []
     for fold, fold_drawn, run_id in zip(config.folds, training, run_ids, strict=True):
+        if config.trained:
+            trained.append(given.stage(config, fold))
+            continue
         # Without room for all at once, a fold waits for the one that has its place.
         earlier = (trained[-side_by_side],) if len(trained) >= side_by_side else ()
         trained.append(train.stage(config, inputs, fold_drawn, fold, run_id, earlier))

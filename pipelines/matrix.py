@@ -89,6 +89,10 @@ def configurations(arguments: MatrixArguments, argv: Sequence[str]) -> dict[Cell
     for flag, instead in OF_THE_CELLS.items():
         if any(given == flag or given.startswith(f"{flag}=") for given in argv):
             raise InputError(f"{flag} differs from cell to cell; give {instead}")
+    if arguments.cross_validation.trained:
+        raise InputError(
+            "--trained is of one cell; give it to cross_validate.py, and python -m pipelines.tables shows it"
+        )
     # Of another network there is one kind.
     one_kind = arguments.cross_validation.model.architecture != "mshnet"
     similarities = ("both",) if one_kind else arguments.similarities

@@ -33,7 +33,9 @@ def build_network(config: CrossValidationConfig, images: ImageStore | None = Non
 
     torch.manual_seed(config.training.seed)
     model = architectures.build(config.model)
-    load_backbone_weights(model.backbone, config.backbone_weights, config.training.seed)
+    # A given network brings its own, and only the learnable part of this one is judged beside it.
+    source = "random" if config.trained else config.backbone_weights
+    load_backbone_weights(model.backbone, source, config.training.seed)
     if config.backbone_weights == "random" and images is not None:
         rows = [row for row, (_, subset, _) in enumerate(images.contents()) if subset == "train"]
         chosen = rows[:: max(1, len(rows) // CALIBRATION_IMAGES)][:CALIBRATION_IMAGES]

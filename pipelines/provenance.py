@@ -76,7 +76,7 @@ def setting_tags(config: CrossValidationConfig) -> dict[str, str]:
         "shot": str(config.shot),
         "backbone": model.backbone,
         "architecture": model.architecture,
-        "selection": config.validation.selection,
+        "selection": config.selection,
         **({"similarity": model.similarity} if model.architecture == "mshnet" else {}),
     }
 

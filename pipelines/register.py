@@ -159,7 +159,7 @@ def _registered(page: FoldPage, tracker: Tracker, run_id: str, tags: Mapping[str
         tags={
             **ends,
             "protocol": tags["protocol"],
-            "selection": config.validation.selection,
+            "selection": config.selection,
             "network": config.model.label,
             "git_commit": result.git_commit,
         },

@@ -49,7 +49,8 @@ def markdown(result: CrossValidation, pictures: Mapping[str, bytes]) -> Iterator
         yield from ("", image(sections.SIZES, "mIoU by object size"))
     if features := sections.feature_table(result):
         yield from ("", "## Features of the backbone", "", *table(features.header, features.rows))
-    yield from ("", "## Learning curves", "", image(sections.CURVES, "learning curves of all folds"))
+    if not result.given:
+        yield from ("", "## Learning curves", "", image(sections.CURVES, "learning curves of all folds"))
     for fold in result.folds:
         note = f" ({CHOSEN_ON_TEST_NOTE})" if fold.chosen_on_test else ""
         yield from ("", f"## Fold {fold.fold}: mIoU {percent(100 * fold.score.miou)} %{note}", "")

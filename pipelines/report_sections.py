@@ -58,9 +58,12 @@ def pictured_files(fold: FoldResult) -> list[str]:
 
 def fold_summary(fold: FoldResult) -> str:
     """How the fold was trained and tested, in one line."""
+    tested = f"{fold.score.episodes:,} test episodes in {duration(fold.evaluate_s)}"
+    if fold.given:
+        return f"{fold.selection}, {tested}"
     return (
         f"best epoch {fold.best_epoch} of {len(fold.history)}, {fold.train_episodes:,} training episodes in "
-        f"{duration(fold.train_s)}, {fold.score.episodes:,} test episodes in {duration(fold.evaluate_s)}"
+        f"{duration(fold.train_s)}, {tested}"
     )
 
 

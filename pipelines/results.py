@@ -25,6 +25,9 @@ BASELINES: tuple[str, ...] = ("untrained", "foreground", "prototype")
 CHOSEN_ON_TEST = "best epoch on the test episodes, as published"
 """Start of `FoldResult.selection` of a number that flatters: it was chosen on the episodes that it was measured on."""
 
+GIVEN = "given weights"
+"""Start of `FoldResult.selection` of a number that says nothing of training: the weights came from elsewhere."""
+
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -241,6 +244,11 @@ class FoldResult(Record):
         """Whether the test episodes chose the epoch; every number of this fold is to be labelled then."""
         return self.selection.startswith(CHOSEN_ON_TEST)
 
+    @property
+    def given(self) -> bool:
+        """Whether the weights were given instead of trained; how, is not known then."""
+        return self.selection.startswith(GIVEN)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CrossValidation(Record):
@@ -275,6 +283,11 @@ class CrossValidation(Record):
     def chosen_on_test(self) -> bool:
         """Whether any fold's epoch was chosen on its test episodes."""
         return any(fold.chosen_on_test for fold in self.folds)
+
+    @property
+    def given(self) -> bool:
+        """Whether any fold's weights were given instead of trained."""
+        return any(fold.given for fold in self.folds)
 
     def baseline_miou(self, baseline: str) -> float | None:
         """Mean over the folds of that baseline's mIoU; None where a fold lacks it or there is no fold."""

@@ -1,7 +1,7 @@
 """A fold's and a cross-validation's numbers under the names that MLflow's charts and columns group by.
 
 IoU from 0 to 1; `_low` and `_high` are the ends of the 95 % interval. A number whose epoch was chosen on its test
-episodes has a name of its own, so that no table of runs compares it with an honest one.
+episodes has a name of its own, so that no table of runs compares it with an honest one; so has one of given weights.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from pipelines.results import BASELINES, CrossValidation, FoldResult, Interval, 
 DECIMALS = 7
 """What a column can show; fold.json has all of them."""
 CHOSEN_ON_TEST = "_epoch_chosen_on_test"
+GIVEN = "_given_weights"
 
 
 def of_fold(fold: FoldResult, paper: paper_numbers.PaperRow | None) -> dict[str, float]:
     """Of one fold's run. Raises KeyError for a fold without one of the baselines."""
-    chosen = CHOSEN_ON_TEST if fold.chosen_on_test else ""
+    chosen = _apart(fold)
     score, test = fold.score, f"test{chosen}"
     metrics = _ious(test, score)
     if paper:
@@ -39,7 +40,7 @@ def of_fold(fold: FoldResult, paper: paper_numbers.PaperRow | None) -> dict[str,
 
 def of_cross_validation(result: CrossValidation, paper: paper_numbers.PaperRow | None) -> dict[str, float]:
     """Of the parent run: the means first, then each fold's mIoU."""
-    chosen = CHOSEN_ON_TEST if result.chosen_on_test else ""
+    chosen = _apart(result)
     mean = f"mean{chosen}"
     metrics = {f"{mean}/miou": result.mean_miou, f"{mean}/fb_iou": result.mean_fb_iou}
     metrics |= _ends(f"{mean}/miou", result.miou_interval) | _ends(f"{mean}/fb_iou", result.fb_iou_interval)
@@ -58,6 +59,10 @@ def of_cross_validation(result: CrossValidation, paper: paper_numbers.PaperRow |
         name = f"fold{fold.fold}{chosen}/miou"
         metrics |= {name: fold.score.miou} | _ends(name, fold.score.miou_interval)
     return _rounded(metrics)
+
+
+def _apart(found: FoldResult | CrossValidation) -> str:
+    return CHOSEN_ON_TEST if found.chosen_on_test else GIVEN if found.given else ""
 
 
 def _ious(group: str, score: Score) -> dict[str, float]:

@@ -72,7 +72,7 @@ class FoldPage:
         result = self.result
         data = [
             ["data", f"{self.config.dataset}, fingerprint {self.conditions.data_fingerprint[:12]}"],
-            ["trained on", f"{result.train_episodes:,} episodes, epoch {result.best_epoch} kept"],
+            ["trained on", _training(result)],
             ["commit", result.git_commit],
         ]
         rows = [*self.measured(), *data]
@@ -88,7 +88,7 @@ class FoldPage:
 
     def _head(self) -> Iterator[str]:
         config, score = self.config, self.result.score
-        network = f"{trained_label(config.model.architecture)} ({config.model.label})"
+        network = f"{trained_label(config.model.architecture, self.result.given)} ({config.model.label})"
         yield (
             f"mIoU {_iou(score.miou, score.miou_interval)}, FB-IoU {_iou(score.fb_iou, score.fb_iou_interval)}: "
             f"{escaped(config.dataset)} fold {self.result.fold}, {config.shot}-shot, {network}"
@@ -109,7 +109,7 @@ class FoldPage:
             interval = interval_text(in_percent(score.miou_interval))
             return [label, percent(100 * score.miou), interval, percent(100 * score.fb_iou)]
 
-        rows = [row(trained_label(self.config.model.architecture), self.result.score)]
+        rows = [row(trained_label(self.config.model.architecture, self.result.given), self.result.score)]
         rows += [row(LABELS[name], self.result.baselines.get(name)) for name in BASELINES]
         rows += [
             row(f"trained, judged with {shots} {'support' if shots == '1' else 'supports'}", score)
@@ -165,7 +165,8 @@ def of_model(config: CrossValidationConfig) -> str:
     from mshnet.data.folds import FOLDS
 
     aliases = ", ".join(f"`fold{fold}`" for fold in range(FOLDS))
-    return f"""Few-shot segmentation: {trained_label(config.model.architecture)} on {escaped(config.dataset)}, \
+    network = trained_label(config.model.architecture, bool(config.trained))
+    return f"""Few-shot segmentation: {network} on {escaped(config.dataset)}, \
 {config.model.backbone}, {config.shot}-shot. A version is one fold's network; its page has the numbers, and how they \
 were measured.
 
@@ -216,6 +217,12 @@ def _seeds(seeds: Sequence[int], by_seed: Sequence[float]) -> list[list[str]]:
     if len(by_seed) < 2:
         return []
     return [[f"seed {seed}", percent(100 * value), NOTHING] for seed, value in zip(seeds, by_seed, strict=True)]
+
+
+def _training(result: FoldResult) -> str:
+    if result.given:
+        return "not known: the weights were given"
+    return f"{result.train_episodes:,} episodes, epoch {result.best_epoch} kept"
 
 
 def _iou(value: float, interval: Interval | None) -> str:

@@ -149,6 +149,8 @@ def applied(config: CrossValidationConfig, values: Values) -> CrossValidationCon
 
 def check(config: CrossValidationConfig, search: SearchConfig) -> None:
     """Whether every trial could be trained. Raises InputError before anything expensive."""
+    if config.trained:
+        raise InputError("a search trains, so it takes no weights that are trained already; leave --trained out")
     if config.validation.selection != "base":
         raise InputError(
             f"selection must be base for a search, got {config.validation.selection!r}: trials are compared on "

@@ -14,7 +14,7 @@ from pipelines.chosen_runs import FIELD_LISTS, Asked, Chosen, Key, choose, weigh
 from pipelines.fold_table import CHOSEN_ON_TEST_NOTE, LABELS, in_percent, network_name
 from pipelines.paper_numbers import PaperRow
 from pipelines.peer_numbers import PEERS, Peer, Published
-from pipelines.results import BASELINES, CHOSEN_ON_TEST, FoldResult, Interval, Record, Score
+from pipelines.results import BASELINES, CHOSEN_ON_TEST, GIVEN, FoldResult, Interval, Record, Score
 from pipelines.tracking_search import TrackedRun
 
 BACKBONE_NAMES = {"resnet18": "ResNet-18", "resnet34": "ResNet-34", "resnet50": "ResNet-50", "resnet101": "ResNet-101"}
@@ -160,10 +160,11 @@ def _ours(table: Table, of: Key, chosen: Chosen, paper: dict[int, PaperRow | Non
         key = Key(of.backbone, of.similarity, of.architecture, shot)
         numbers += _measured(table, key, chosen, paper.get(shot))
     # Chosen runs were all measured in one way, this among it.
-    on_test = chosen.runs and dict(chosen.measured)["checkpoint"] == CHOSEN_ON_TEST
+    chosen_on = dict(chosen.measured)["checkpoint"] if chosen.runs else ""
+    note = {CHOSEN_ON_TEST: f", {CHOSEN_ON_TEST_NOTE}", GIVEN: f", {GIVEN}"}.get(chosen_on, "")
     return Row(
         kind="ours",
-        label=f"{label}, {CHOSEN_ON_TEST_NOTE}" if on_test else label,
+        label=label + note,
         architecture=of.architecture,
         similarity=of.similarity,
         numbers=numbers,
