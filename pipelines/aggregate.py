@@ -88,7 +88,7 @@ def _cross_validation(
     network = config.model.similarity if config.model.architecture == "mshnet" else config.model.architecture
     miou_interval, fb_iou_interval = _mean_intervals(config, folds)
     return CrossValidation(
-        name=f"{config.dataset} {config.shot}-shot {config.model.backbone} {network}",
+        name=f"{config.data_title} {config.shot}-shot {config.model.backbone} {network}",
         dataset=config.dataset,
         backbone=config.model.backbone,
         similarity=config.model.similarity,
@@ -126,11 +126,11 @@ def _mean_intervals(
     from mshnet.outcomes import Outcomes, read_outcomes
     from mshnet.statistics import bootstrap_mean, concatenated
 
-    names = class_names(config.dataset)
     judged: list[tuple[Outcomes, list[int]]] = []
     for fold in folds:
         if not fold.outcomes:
             return None, None
+        names = fold.class_names or class_names(config.dataset)
         tables = read_outcomes(storage.join(config.store, fold.outcomes), fold.outcomes_sha256)
         own = [t.outcomes for t in tables if t.predictor == "trained" and t.shot == fold.protocol.shot]
         judged.append((concatenated(own), [names.index(name) for name in fold.novel_classes]))

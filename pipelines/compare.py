@@ -146,7 +146,7 @@ def compared(a: Side, b: Side, *, shot: int, folds: Sequence[int], unit: Unit, s
     parts = [(*pair, sorted(set(pair[0].class_ids.tolist()))) for pair in pairs]
     _refuse_single(parts, unit)
     found = paired_in_detail(parts, samples, seed)
-    names = class_names(a.run.dataset)
+    names = a.run.folds[chosen[0]].class_names or class_names(a.run.dataset)
     rows = [
         FoldComparison(fold=fold, episodes=count, miou=miou, class_iou={names[c]: x for c, x in by_class.items()})
         for fold, count, (miou, by_class) in zip(chosen, episodes, _measured_folds(parts, found), strict=True)

@@ -8,7 +8,7 @@ Two stages, so that another evaluation of the same training does not train again
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -256,7 +256,9 @@ def _read_fold(config: CrossValidationConfig, fold: int, images: ImageStore) -> 
         kept = splits.without_novel(kept, present, partition.tested(fold))
     held_out: tuple[int, ...] = ()
     if config.selection == "base":
-        held_out = partition.held_out(fold, config.validation.held_out_classes, config.training.seed)
+        held_out = _without_small(config, partition, kept).held_out(
+            fold, config.validation.held_out_classes, config.training.seed
+        )
     return _Fold(
         train=kept,
         val=lists.val,
@@ -280,6 +282,16 @@ def _split_lists(
     if config.split_lists:
         return splits.read_split_lists(config.dataset, config.split_lists, fold)
     return splits.derive_split_lists(config.dataset, fold, contents, config.min_object_px)
+
+
+def _without_small(config: CrossValidationConfig, partition: Partition, train: Sequence[Pair]) -> Partition:
+    """Of one's own data, what can be held out: on classes with too few images nothing can be chosen."""
+    from mshnet.data.episodes import small_classes
+
+    if not config.is_own:
+        return partition
+    small = small_classes(train, range(len(partition.names)), config.shot)
+    return replace(partition, idle=tuple(small))
 
 
 def _refuse_small(config: CrossValidationConfig, partition: Partition, lists: SplitLists) -> None:

@@ -85,6 +85,7 @@ def evaluate_fold(
     return FoldResult(
         fold=drawn.fold,
         novel_classes=[names[c] for c in drawn.novel_classes],
+        class_names=names if config.is_own else (),
         score=main.pop(TRAINED),
         baselines=main,
         history=trained.history,

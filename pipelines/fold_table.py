@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mshnet.config import ARCHITECTURES
+from mshnet.data.folds import FOLDS, OWN_DATASETS
 from pipelines import paper_numbers
 from pipelines.results import BASELINES, GIVEN, CrossValidation, FoldResult, Interval
 
@@ -158,7 +159,9 @@ def setting(result: CrossValidation) -> str:
     network = f"{result.backbone}, {similarity}"
     if result.architecture != "mshnet":
         network = f"{result.backbone}, {network_name(result.architecture)}"
-    return f"{result.dataset}, {network}, {result.shot}-shot, {result.image_size_px} px, {len(result.folds)} of 4 folds"
+    own = result.config.get("own", {}) if result.dataset in OWN_DATASETS else {}
+    data, folds = own.get("data_name") or result.dataset, own.get("fold_count", FOLDS)
+    return f"{data}, {network}, {result.shot}-shot, {result.image_size_px} px, {len(result.folds)} of {folds} folds"
 
 
 def fold_table_text(result: CrossValidation) -> str:
@@ -180,6 +183,6 @@ def fold_table_text(result: CrossValidation) -> str:
         lines.append(line(row.label, row.cells))
         if row.key in intervals:
             lines.append(line("  95 % interval", intervals[row.key]))
-    if not paper_row(result):
+    if not paper_row(result) and result.dataset not in OWN_DATASETS:
         lines.append(f"{'paper':<{width}}  {NO_PAPER_ROW}")
     return "\n".join([*lines, rule])

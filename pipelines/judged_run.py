@@ -28,6 +28,8 @@ class JudgedFold:
     episodes_hash: str
     """Of the episodes at the protocol's own number of supports; empty where none was recorded."""
     judged: tuple[Judged, ...]
+    class_names: tuple[str, ...] = ()
+    """By class id, of one's own data."""
 
     def of(self, predictor: str, shot: int) -> list[Judged]:
         """One predictor's tables at a number of supports, seed after seed; InputError where there is none."""
@@ -101,7 +103,7 @@ def _logged_table(fold: FoldResult, tracking_uri: str, run_id: str) -> list[Judg
 
 
 def _judged(fold: FoldResult, judged: list[Judged]) -> JudgedFold:
-    return JudgedFold(fold.fold, fold.protocol, fold.episodes_hash, tuple(judged))
+    return JudgedFold(fold.fold, fold.protocol, fold.episodes_hash, tuple(judged), fold.class_names)
 
 
 def _stored_table(fold: FoldResult, result: CrossValidation, uri: str) -> list[Judged]:

@@ -63,7 +63,7 @@ def _details(page: FoldPage) -> list[list[str]]:
 def _training(page: FoldPage, training: DrawnTraining) -> list[list[str]]:
     config, result = page.config, page.result
     data = [
-        ["data", f"{config.dataset}, fingerprint {page.conditions.data_fingerprint[:12]}"],
+        ["data", f"{config.data_title}, fingerprint {page.conditions.data_fingerprint[:12]}"],
         ["masks", result.protocol.mask_mode],
     ]
     if not result.history:

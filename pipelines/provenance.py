@@ -73,6 +73,7 @@ def setting_tags(config: CrossValidationConfig) -> dict[str, str]:
     model = config.model
     return {
         "dataset": config.dataset,
+        **({"data_name": config.own.data_name} if config.own.data_name else {}),
         "shot": str(config.shot),
         "backbone": model.backbone,
         "architecture": model.architecture,

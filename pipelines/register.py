@@ -90,7 +90,7 @@ def register_fold(
     page = FoldPage(config=config, result=result, conditions=conditions, links=_links(tracker, run_id))
     tracker.log_metrics(run_id, run_metrics.of_fold(result, page.paper))
     tracker.log_params(run_id, {"drawn": {**_params(training), **_params(test)}})
-    tracker.log_dataset(run_id, f"{config.dataset} fold {result.fold}", test.episodes_hash, "test", config.source)
+    tracker.log_dataset(run_id, f"{config.data_title} fold {result.fold}", test.episodes_hash, "test", config.source)
     tags = provenance.protocol_tags(conditions.protocol, test.episodes_hash)
     tracker.set_tags(run_id, tags)
     _log_pictures(tracker, run_id, pictures, result)

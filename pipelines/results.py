@@ -233,6 +233,8 @@ class FoldResult(Record):
     episodes_hash: str = ""
     """Of the test episodes by image id (`DrawnTest.episodes_hash`)."""
     features: FeatureUse | None = None
+    class_names: tuple[str, ...] = ()
+    """By class id, of one's own data; empty where the data set's name says them."""
 
     @property
     def selection(self) -> str:

@@ -71,7 +71,7 @@ class FoldPage:
         """Of the fold's model version."""
         result = self.result
         data = [
-            ["data", f"{self.config.dataset}, fingerprint {self.conditions.data_fingerprint[:12]}"],
+            ["data", f"{self.config.data_title}, fingerprint {self.conditions.data_fingerprint[:12]}"],
             ["trained on", _training(result)],
             ["commit", result.git_commit],
         ]
@@ -91,7 +91,7 @@ class FoldPage:
         network = f"{trained_label(config.model.architecture, self.result.given)} ({config.model.label})"
         yield (
             f"mIoU {_iou(score.miou, score.miou_interval)}, FB-IoU {_iou(score.fb_iou, score.fb_iou_interval)}: "
-            f"{escaped(config.dataset)} fold {self.result.fold}, {config.shot}-shot, {network}"
+            f"{escaped(config.data_title)} fold {self.result.fold}, {config.shot}-shot, {network}"
         )
         if self.result.chosen_on_test:
             yield from ("", f"**{CHOSEN_ON_TEST_NOTE}**: not to be compared with a number that was not.")
@@ -162,11 +162,9 @@ def of_cross_validation(result: CrossValidation, links: dict[str, str]) -> str:
 
 def of_model(config: CrossValidationConfig) -> str:
     """Of the registered model: what its versions and aliases are, and how one is used."""
-    from mshnet.data.folds import FOLDS
-
-    aliases = ", ".join(f"`fold{fold}`" for fold in range(FOLDS))
+    aliases = ", ".join(f"`fold{fold}`" for fold in range(config.fold_total))
     network = trained_label(config.model.architecture, bool(config.trained))
-    return f"""Few-shot segmentation: {network} on {escaped(config.dataset)}, \
+    return f"""Few-shot segmentation: {network} on {escaped(config.data_title)}, \
 {config.model.backbone}, {config.shot}-shot. A version is one fold's network; its page has the numbers, and how they \
 were measured.
 

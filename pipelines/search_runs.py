@@ -27,7 +27,7 @@ class SearchRuns:
     @staticmethod
     def start(config: CrossValidationConfig, search: SearchConfig, key: str, tags: Mapping[str, str]) -> SearchRuns:
         """Open the search's run. Raises what the tracker does."""
-        name = f"search {config.dataset} {config.shot}-shot {config.model.backbone}"
+        name = f"search {config.data_title} {config.shot}-shot {config.model.backbone}"
         params = {**config.to_json(), "search": search.to_json()}
         tags = {**tags, "search": key}
         return SearchRuns(config, _tracker(config).start_parent(name, params, tags, f"search-{key}"), tags)

@@ -117,5 +117,5 @@ def test_names() -> None:
     assert recipes.named("paper", "") == recipes.paper("pascal")
     with pytest.raises(InputError, match="recipe must be one of default, paper, published, quick, demo, got 'slow'"):
         recipes.named("slow", "")
-    with pytest.raises(InputError, match="dataset must be one of pascal, coco, .*, fss, got 'imagenet'"):
+    with pytest.raises(InputError, match=r"dataset must be one of pascal, coco, .*, fss, got 'imagenet'"):
         recipes.named("paper", "imagenet")
