@@ -17,9 +17,9 @@ TURNED = (5, 6, 7, 8)
 
 
 def read_as_annotated(
-    folder: Folder, path: str, size: tuple[int, int], annotated_by: str
+    folder: Folder, path: str, size: tuple[int, int], labels: str
 ) -> tuple[UInt8[np.ndarray, "H W 3"], tuple[str, ...]]:
-    """A picture as 8-bit RGB of the size (height, width in pixels) of its annotations, and what was decided about it.
+    """A picture as 8-bit RGB of the size (height, width in pixels) of its labels, and what was decided about it.
 
     Turned upright where only that gives the size. Where both orientations have it (a square, or a picture that lies
     upside down) it stays as it is stored, and that is said. InputError where neither has it.
@@ -27,17 +27,17 @@ def read_as_annotated(
     picture = folder.read_image(path)
     stored = (picture.height, picture.width)
     orientation = _orientation(picture)
+    notes = () if picture.mode in ("RGB", "L", "P") else (f"its pixels ({picture.mode}) became 8-bit RGB",)
     if stored != size and orientation in TURNED and stored[::-1] == size:
-        return rgb(upright(picture)), ()
+        return rgb(upright(picture)), (*notes, "turned upright, as its labels are (EXIF)")
     if stored != size:
-        shown = f"{picture.width}×{picture.height} px"
         raise InputError(
-            f"mask and image must have one size: {annotated_by} of '{path}' are for {size[1]}×{size[0]} px, the file "
-            f"is {shown}; annotate the file as it is, or put the one that was annotated in its place"
+            f"mask and image must have one size: {labels} of '{path}' are for {size[1]}×{size[0]} px, the file is "
+            f"{picture.width}×{picture.height} px; put the picture that was labelled there, or labels of this one"
         )
-    ambiguous = orientation != 1 and (orientation not in TURNED or size[0] == size[1])
-    note = f"'{path}' is marked as turned (EXIF {orientation}) and its size does not tell whether its labels are too"
-    return rgb(picture), (f"{note}: taken as it is stored; look at it",) if ambiguous else ()
+    if orientation != 1 and (orientation not in TURNED or size[0] == size[1]):
+        notes += ("marked as turned (EXIF), and its size does not tell whether its labels are: left as stored",)
+    return rgb(picture), notes
 
 
 def _orientation(picture: Image.Image) -> int:

@@ -122,7 +122,7 @@ class FssSource(Source):
                 "replace the mask"
             )
         if not mask.any():
-            notes += (f"'{record.mask_path}' shows no object",)
+            notes += ("its mask shows no object",)
         masks = {class_id: mask} if class_id is not None and mask.any() else {}
         return LabelledImage(image=image, masks=masks, ignore=None, notes=notes)
 

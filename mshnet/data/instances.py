@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import mmap
 import tempfile
 import weakref
@@ -55,8 +56,9 @@ def decoded(file: Path, kind: Any, where: str) -> Any:
         if not file.stat().st_size:
             raise InputError(f"'{where}' is empty; fetch the file again")
         data = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)  # unmapped with the last Raw that lies in it
+    marked = data[: len(codecs.BOM_UTF8)] == codecs.BOM_UTF8  # as Windows' programs begin a file
     try:
-        return msgspec.json.decode(data, type=kind)
+        return msgspec.json.decode(memoryview(data)[len(codecs.BOM_UTF8) :] if marked else data, type=kind)
     except msgspec.ValidationError as error:
         raise InputError(f"'{where}' is not in COCO's instance format: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -121,10 +121,7 @@ class LabelPngSource(Source):
                 masks[class_id] = masks.get(class_id, False) | (label == value)
         ignore = label == IGNORE_INDEX
         if not values and ignore.any():
-            notes += (
-                f"'{record.mask_path}' has no label but 255, which is ignored; of a black and white mask "
-                "make the white 1",
-            )
+            notes += ("no label but 255, which is ignored: of a black and white mask make the white 1",)
         return LabelledImage(image=image, masks=dict(sorted(masks.items())), ignore=ignore, notes=notes)
 
     def fingerprint(self) -> str:
