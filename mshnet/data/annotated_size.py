@@ -27,7 +27,9 @@ def read_as_annotated(
     picture = folder.read_image(path)
     stored = (picture.height, picture.width)
     orientation = _orientation(picture)
-    notes = () if picture.mode in ("RGB", "L", "P") else (f"its pixels ({picture.mode}) became 8-bit RGB",)
+    notes: tuple[str, ...] = (
+        () if picture.mode in ("RGB", "L", "P") else (f"its pixels ({picture.mode}) became 8-bit RGB",)
+    )
     if stored != size and orientation in TURNED and stored[::-1] == size:
         return rgb(upright(picture)), (*notes, "turned upright, as its labels are (EXIF)")
     if stored != size:

@@ -28,17 +28,18 @@ WHITE = 128
 class FssSource(Source):
     """Reads the root or its `fewshot_data`. Classes are the folders' names, in ascending order.
 
-    An image id is the picture's path: `CLASS/N.jpg`. All records are of subset `train`.
+    An image id is the picture's path: `CLASS/N.jpg`. All records are of subset `train`. A record holds its class id, so
+    that `load` lists nothing.
     """
 
     dataset = "fss"
     mask_mode = f"grey {WHITE} and above is the object"
 
     def __init__(self, root: str, own: OwnData) -> None:
-        self.root = root or own.images
+        self.root = own.images or root
         self.own = own
         if not self.root:
-            raise InputError("dataset fss needs --source FOLDER (in it a folder per class), got none")
+            raise InputError("dataset fss needs --images FOLDER (in it a folder per class), got none")
 
     def __reduce__(self) -> tuple[type[FssSource], tuple[str, OwnData]]:
         return FssSource, (self.root, self.own)
@@ -99,8 +100,15 @@ class FssSource(Source):
         masks = [path for path in self._sizes if path.lower().endswith(".png")]
         pictures = self._sizes.keys() - set(masks)
         for picture, mask in paired(pictures, masks, self._folder.root, problem):
-            if classes[picture.split("/")[0]] is not None:
-                yield ImageRecord(image_id=picture, subset="train", image_path=picture, mask_path=mask)
+            class_id = classes[picture.split("/")[0]]
+            if class_id is not None:
+                yield ImageRecord(
+                    image_id=picture,
+                    subset="train",
+                    image_path=picture,
+                    mask_path=mask,
+                    instances=b"%d" % class_id,
+                )
 
     def remarks(self) -> tuple[str, ...]:
         """How many pictures have no mask."""
@@ -111,7 +119,6 @@ class FssSource(Source):
 
     def load(self, record: ImageRecord) -> LabelledImage:
         """One image with the mask of its class. InputError for a broken file, a misfit size or labels for grey."""
-        class_id = self._class_of[record.image_path.split("/")[0]]
         grey = np.array(self._folder.read_image(record.mask_path).convert("L"), dtype=np.uint8)
         height, width = grey.shape
         image, notes = read_as_annotated(self._folder, record.image_path, (height, width), "the labels")
@@ -123,7 +130,7 @@ class FssSource(Source):
             )
         if not mask.any():
             notes += ("its mask shows no object",)
-        masks = {class_id: mask} if class_id is not None and mask.any() else {}
+        masks = {int(record.instances): mask} if mask.any() else {}
         return LabelledImage(image=image, masks=masks, ignore=None, notes=notes)
 
     def fingerprint(self) -> str:

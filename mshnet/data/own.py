@@ -10,7 +10,7 @@ class OwnData:
     """Beside `--dataset` coco-json, voc and fss: which files there are, and which of their classes take part."""
 
     images: str = ""
-    """coco-json, voc: folder or URI of the pictures."""
+    """Folder or URI of the pictures; of fss, of the classes' folders."""
     annotations: str = ""
     """coco-json: the JSON file of images, annotations and categories."""
     masks: str = ""

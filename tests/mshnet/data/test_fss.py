@@ -40,6 +40,8 @@ def test_classes_are_the_folders(root: Path) -> None:
         assert np.array_equal(labelled.masks[class_id], white)
         assert labelled.ignore is None
     assert source.remarks() == ()
+    given = open_source("fss", "somewhere else", OwnData(images=str(root)))
+    assert list(given.records()) == records
 
 
 def test_the_archive_s_folder_is_found(root: Path) -> None:
@@ -132,7 +134,7 @@ def test_a_black_mask_is_pointed_out(root: Path) -> None:
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetNotFoundError, match=r"a folder per class at '.*nowhere', found none"):
         open_source("fss", str(tmp_path / "nowhere")).check()
-    with pytest.raises(InputError, match="fss needs --source FOLDER"):
+    with pytest.raises(InputError, match="fss needs --images FOLDER"):
         open_source("fss", "")
     (tmp_path / "a").mkdir()
     (tmp_path / "a/1.jpg").write_bytes(b"")
