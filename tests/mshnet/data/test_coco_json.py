@@ -22,6 +22,7 @@ from mshnet.data.shapes_own import write_coco_json
 from mshnet.data.source import Source, open_source
 from mshnet.data.store.rows import encode_row
 from mshnet.errors import DatasetNotFoundError, InputError
+from tests.conftest import needs_shared
 from tests.mshnet.data.awkward import CLASSES, LIGHT, Awkward, encoded, write_awkward_coco_json
 
 Content = dict[str, Any]
@@ -152,6 +153,21 @@ def test_masks_are_those_of_the_field_s_reader(coco_root: Path) -> None:
     assert len(pairs) == 16
     for a, b in pairs:
         assert f"val2014/{a.image_id}" == b.image_id
+        one, other = mine.load(a), theirs.load(b)
+        assert np.array_equal(one.image, other.image)
+        assert one.masks.keys() == other.masks.keys()
+        assert all(np.array_equal(one.masks[c], other.masks[c]) for c in one.masks)
+
+
+@needs_shared
+def test_real_images_are_read_as_the_field_s_reader_does(shared: Path) -> None:
+    root = shared / "data/COCO2014"
+    own = OwnData(images=str(root / "val2014"), annotations=str(root / "annotations/instances_val2014.json"))
+    mine, theirs = open_source("coco-json", "", own), CocoSource(str(root))
+    pairs = list(zip(mine.records(), (r for r in theirs.records() if r.subset == "val"), strict=True))
+    assert (len(pairs), mine.class_names) == (250, theirs.class_names)
+    assert mine.remarks() == ("28 annotation(s) of crowds are skipped",)
+    for a, b in pairs[::50]:
         one, other = mine.load(a), theirs.load(b)
         assert np.array_equal(one.image, other.image)
         assert one.masks.keys() == other.masks.keys()

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+from mshnet.data.folds import class_names
 from mshnet.data.own import OwnData
-from mshnet.data.pascal import write_label
+from mshnet.data.pascal import VocSource, write_label
 from mshnet.data.source import LabelledImage, Source, open_source
 from mshnet.errors import DatasetNotFoundError, InputError
+from tests.conftest import needs_shared
 
 
 @pytest.fixture
@@ -64,6 +66,28 @@ def test_values_are_classes(own: OwnData) -> None:
     assert found.ignore is not None
     assert np.array_equal(found.ignore, label == 255)
     assert list(only(own, "sub dir/日本.PNG").masks) == [0, 1]
+
+
+@needs_shared
+def test_real_masks_are_read_as_the_field_s_reader_does(shared: Path, tmp_path: Path) -> None:
+    root = shared / "data/VOC2012"
+    (tmp_path / "classes.txt").write_text("\n".join(class_names("pascal")))
+    own = OwnData(
+        images=str(root / "JPEGImages"),
+        masks=str(root / "SegmentationClassAug"),
+        class_list=str(tmp_path / "classes.txt"),
+    )
+    mine, theirs = open_source("voc", "", own), VocSource(str(root))
+    assert mine.class_names == theirs.class_names
+    pairs = list(zip(mine.records(), theirs.records(), strict=True))
+    for a, b in pairs[::150]:
+        assert a.image_id == f"{b.image_id}.jpg"
+        one, other = mine.load(a), theirs.load(b)
+        assert np.array_equal(one.image, other.image)
+        assert one.ignore is not None
+        assert np.array_equal(one.ignore, other.ignore)
+        assert one.masks.keys() == other.masks.keys()
+        assert all(np.array_equal(one.masks[c], other.masks[c]) for c in one.masks)
 
 
 def test_classes_merged_and_left_out(own: OwnData, tmp_path: Path) -> None:
