@@ -62,7 +62,8 @@ def _below(text: str, out: Path) -> Iterator[tuple[Path, str]]:
     if start.resolve() == out.resolve():
         raise InputError(f"expected another folder for results than the pictures' own, {text!r}; give another --out")
     pictures = sorted(path for path in start.rglob("*") if is_picture(path) and path.is_file())
-    pictures = [path for path in pictures if not path.resolve().is_relative_to(out.resolve())]
+    if out.resolve().is_relative_to(start.resolve()):
+        pictures = [path for path in pictures if not path.resolve().is_relative_to(out.resolve())]
     if not pictures:
         raise InputError(f"no pictures under {text!r} (looked for {', '.join(sorted(ENDINGS))})")
     for path in pictures:

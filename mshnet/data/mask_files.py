@@ -140,7 +140,8 @@ def _from_json(path: str, choice: str, size: tuple[int, int], image_name: str) -
         return united([(0, content)], *declared(content.get("size"), *size), path)
     if isinstance(content, dict):
         size = declared((content.get("imageHeight"), content.get("imageWidth")), *size)
-    return united(enumerate(_polygons(content, path, choice)), *size, path)
+    polygons = _polygons(content, path, choice)
+    return united(enumerate([polygon] for polygon in polygons), *size, path)
 
 
 def _polygons(content: Any, path: str, choice: str) -> list[Any]:

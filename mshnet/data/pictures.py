@@ -44,7 +44,7 @@ def _grey(numbers: Integer[np.ndarray, "H W"] | Float[np.ndarray, "H W"]) -> UIn
     low, high = int(numbers.min()), int(numbers.max())
     depth = next((bits for bits in SENSOR_BITS if high < 2**bits), 0)
     if low < 0 or not depth:
-        return _stretched(numbers.astype(np.float64), low, high)
+        return _stretched(numbers.astype(np.float64), float(low), float(high))
     return (numbers.astype(np.int64) >> (depth - 8)).astype(np.uint8)
 
 

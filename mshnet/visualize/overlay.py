@@ -33,7 +33,7 @@ def class_colour(index: int) -> Colour:
 
 
 def label_overlay(
-    image: UInt8[np.ndarray, "H W 3"], labels: Integer[np.ndarray, "H W"], classes: Sequence[str], legend: bool = True
+    image: UInt8[np.ndarray, "H W 3"], labels: Integer[np.ndarray, "_ _"], classes: Sequence[str], legend: bool = True
 ) -> Image.Image:
     """The picture with every class tinted and outlined; no pixel outside of them changes.
 
