@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pipelines.fold_table import in_percent, interval_text, percent, trained_label
+from pipelines.fold_table import in_percent, interval_text, network_name, percent
 from pipelines.markdown import escaped, table
 from pipelines.pages import plain, rendered
 from pipelines.results import Score
@@ -29,7 +29,7 @@ def model_card(page: FoldPage, training: DrawnTraining) -> str:
     context = {
         "config": config,
         "result": result,
-        "network": trained_label(config.model.architecture).partition(",")[0],
+        "network": network_name(config.model.architecture),
         "percent": percent,
         "interval": lambda ends: f"({interval_text(in_percent(ends))})",
         "code": lambda name: plain(name.replace("`", "")),
@@ -48,7 +48,7 @@ def model_card(page: FoldPage, training: DrawnTraining) -> str:
 def _details(page: FoldPage) -> list[list[str]]:
     config, result = page.config, page.result
     return [
-        ["network", f"{trained_label(config.model.architecture).partition(',')[0]} ({config.model.label})"],
+        ["network", f"{network_name(config.model.architecture)} ({config.model.label})"],
         ["backbone", f"{config.model.backbone}, frozen"],
         [
             "pictures",
@@ -66,13 +66,13 @@ def _training(page: FoldPage, training: DrawnTraining) -> list[list[str]]:
         ["data", f"{config.data_title}, fingerprint {page.conditions.data_fingerprint[:12]}"],
         ["masks", result.protocol.mask_mode],
     ]
-    if not result.history:
+    if result.given:
         return [*data, ["training", "not known: the weights were given, not trained here"]]
     removed = f"{training.removed_pairs:,} pairs removed" if result.protocol.novel_removed else "kept"
     return [
         *data,
         ["backbone's weights", config.backbone_weights],
-        ["classes", f"{len(training.base_classes)}, none of the test classes among them"],
+        ["classes", f"{len(training.base_classes)}, none of the test classes among them: {_named(page, training)}"],
         ["left out", ", ".join(training.left_out) or "no class"],
         ["pictures with a class", f"{training.training_pairs:,} pairs"],
         ["those that show a test class too", removed],
@@ -82,6 +82,13 @@ def _training(page: FoldPage, training: DrawnTraining) -> list[list[str]]:
         ["precision", config.precision],
         ["time", f"{result.train_s / 3600:.1f} h"],
     ]
+
+
+def _named(page: FoldPage, training: DrawnTraining) -> str:
+    from mshnet.data.folds import class_names
+
+    names = page.result.class_names or class_names(page.config.dataset)
+    return ", ".join(names[class_id] for class_id in training.base_classes)
 
 
 def _classes(score: Score) -> list[list[str]]:

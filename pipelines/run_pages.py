@@ -191,8 +191,12 @@ masks = model.predict(table)["mask"]
 ```
 
 A row is one query: `query` (PNG or JPEG, base64), `supports` (JSON list of k labelled images, base64), `masks` \
-(JSON list of their masks, base64 PNG, object pixels not 0). The answer's `mask` is a base64 PNG of the query's size, \
-255 where the object is."""
+(JSON list of their masks: base64 PNG, object pixels not 0, or COCO run lengths). The answer's `mask` is a base64 PNG \
+of the query's size, 255 where the object is; with `params={{"output": "rle"}}` it is COCO's run lengths, with \
+`"threshold"` (0.5) the probability from which a pixel is the object's.
+
+Over HTTP: `mlflow models serve --env-manager local --model-uri "models:/{model_name}@{alias}"`. Pictures from disk, \
+without MLflow: `mshnet segment --model "models:/{model_name}@{alias}" --help`."""
 
 
 def _details(result: FoldResult) -> Iterator[str]:

@@ -5,31 +5,51 @@ nothing of `pipelines`. One row of input is one query:
 
 - `query`: PNG or JPEG, base64;
 - `supports`: a JSON list of k labelled examples' images, base64 each;
-- `masks`: a JSON list of their k masks, base64 PNG each, of the size of their image, object pixels not 0.
+- `masks`: a JSON list of their k masks, of the size of their image: each base64 PNG, object pixels not 0, or COCO
+  run lengths (`{"size": [height, width], "counts": "..."}`).
 
-One row of output: `mask`, base64 PNG of the query's own size, 255 where the object is, else 0.
+One row of output: `mask`, of the query's own size. Pictures are turned upright by EXIF first; masks are of upright
+ones. With the parameter `output` it is base64 PNG, 255 where the object is, else 0 (`png`), or the JSON of COCO's run
+lengths (`rle`); with `threshold` (0..1, 0.5) the object is where its probability is at or above it.
 
-It computes in float32 whatever the precision that it was trained and judged at, since any server can; a model
-trained in bfloat16 is thus served a little more exactly than it was judged.
+Examples that were sent before are known by their contents: they are not computed again while they are kept.
+What a request may cost is limited (`mshnet.encoded.Limits`, set by environment variables). A request that cannot be
+used is answered with 400 and the reason, a failure of the server with 500.
+
+It computes in float32 unless told otherwise, whatever the precision that it was trained and judged at, since any
+server can; a model trained in bfloat16 is thus served a little more exactly than it was judged.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import json
+import logging
+import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pandas as pd  # type: ignore[import-untyped]
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
-INPUT_COLUMNS: tuple[str, ...] = ("query", "supports", "masks")
+from mshnet.encoded import COLUMNS, Limits, Pictures, Row, encode, read_rows, run_lengths
+from mshnet.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Bool, UInt8
+
+LOG = logging.getLogger("mshnet.served_model")
 OUTPUT_COLUMN = "mask"
+OUTPUTS = ("png", "rle")
+THRESHOLD = 0.5
 PACKAGES = (
     "mlflow",
     "torch",
@@ -40,129 +60,92 @@ PACKAGES = (
     "safetensors",
     "jaxtyping",
     "fsspec",
+    "pycocotools",
+    "msgspec",
 )
 
 
-class FewShotSegmenter(PythonModel):  # type: ignore[misc]  # mlflow is untyped here
-    """Segments queries by their labelled examples; no ground truth of the query is needed."""
+class BadRequestError(MlflowException, ValueError):  # type: ignore[misc]  # mlflow is untyped here
+    """What the sender must change; MLflow's server answers it with 400 and the message."""
+
+    def __init__(self, message: str) -> None:
+        MlflowException.__init__(self, message, error_code=INVALID_PARAMETER_VALUE)
+
+
+class FewShotSegmenter(PythonModel):  # type: ignore[misc]
+    """Segments queries by their labelled examples; no ground truth of the query is needed. Any threads may ask."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the weights (called once by MLflow)."""
-        from mshnet import checkpoint
+        """Load the weights (called once by MLflow). The device is MSHNET_SERVE_DEVICE: auto, cpu, cuda."""
+        from mshnet.predict import Segmenter
 
-        folder = context.artifacts["model"]
-        self.image_size_px = int(checkpoint.read_config(folder)["image_size_px"])
-        self.model = checkpoint.load_model(folder)
+        self.limits = Limits.from_environment()
+        self.segmenter = Segmenter.from_checkpoint(
+            context.artifacts["model"],
+            device=os.environ.get("MSHNET_SERVE_DEVICE", "auto"),
+            precision=os.environ.get("MSHNET_SERVE_PRECISION", "float32"),  # type: ignore[arg-type]  # checked there
+        )
+        self._kept: OrderedDict[str, int] = OrderedDict()
+        self._turn = threading.Lock()  # the network uses all cores for one query
 
     def predict(self, context: PythonModelContext, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
-        """One mask per row. Raises ValueError naming row and column of what cannot be read."""
-        missing = [name for name in INPUT_COLUMNS if name not in model_input.columns]
-        if missing:
-            raise ValueError(f"expected the columns {', '.join(INPUT_COLUMNS)}; missing {', '.join(missing)}")
-        rows = model_input[list(INPUT_COLUMNS)].itertuples(index=False, name=None)
-        masks = [self._segment(index, *row) for index, row in enumerate(rows)]
-        return pd.DataFrame({OUTPUT_COLUMN: masks})
+        """One mask per row. Raises ValueError naming row and column of what cannot be used."""
+        try:
+            output, threshold = _parameters(params or {})
+            rows = list(_rows(model_input, self.limits))  # all are looked at before any is computed
+            return pd.DataFrame({OUTPUT_COLUMN: [self._answer(row, output, threshold) for row in rows]})
+        except InputError as error:
+            raise BadRequestError(str(error)) from error
+        except Exception as error:
+            LOG.exception("a request failed")
+            raise MlflowException(
+                f"the server failed ({type(error).__name__}); its log has more", error_code=INTERNAL_ERROR
+            ) from error
 
-    def _segment(self, row: int, query_text: str, supports_text: str, masks_text: str) -> str:
-        import torch
+    def _answer(self, row: Row, output: str, threshold: float) -> str:
+        pictures = Pictures(row, self.limits)
+        query, name = pictures.query(), row.examples
+        examples = [] if name in self._kept else pictures.examples()
+        with self._turn:
+            self._learn(name, row, examples)
+            found = self.segmenter(query, classes=(name,))
+        mask = found.probabilities[0] >= threshold
+        return run_lengths(mask) if output == "rle" else encode(mask.astype("uint8") * 255)
 
-        from mshnet.data.transforms import normalise
-        from mshnet.masking import resize
-
-        query = _image(query_text, f"row {row}, query")
-        support_list, mask_list = _texts(supports_text, row, "supports"), _texts(masks_text, row, "masks")
-        if len(support_list) != len(mask_list):
-            raise ValueError(
-                f"row {row}: expected one mask per support, got {len(support_list)} supports and {len(mask_list)} masks"
-            )
-        supports = [_image(text, f"row {row}, supports[{i}]") for i, text in enumerate(support_list)]
-        masks = [_mask(text, f"row {row}, masks[{i}]") for i, text in enumerate(mask_list)]
-        for i, (support, mask) in enumerate(zip(supports, masks, strict=True)):
-            if support.size != mask.size:
-                raise ValueError(
-                    f"row {row}: masks[{i}] is {_size(mask)} px but its image {_size(support)} px; they must agree"
-                )
-        with torch.inference_mode():
-            prediction = self.model(
-                normalise(self._pixels(query))[None],
-                normalise(torch.stack([self._pixels(support) for support in supports]))[None],
-                torch.stack([self._object(mask) for mask in masks])[None],
-            )
-            logits = resize(prediction.logits_low, (query.height, query.width))
-        return encode(logits[0].argmax(0).to(torch.uint8).mul(255).numpy())
-
-    def _pixels(self, image: Any) -> Any:
-        """uint8 (3, H, W) at the model's size, resized as in training."""
-        import numpy as np
-        import torch
-        from PIL import Image
-
-        side = self.image_size_px
-        resized = np.array(image.resize((side, side), Image.Resampling.BILINEAR))
-        return torch.from_numpy(resized).permute(2, 0, 1)
-
-    def _object(self, mask: Any) -> Any:
-        """Float 0 or 1 (H, W) at the model's size, resized as in training."""
-        import numpy as np
-        import torch
-        from torch.nn import functional as F
-
-        original = torch.from_numpy(np.array(mask) != 0).float()
-        side = self.image_size_px
-        return F.interpolate(original[None, None], size=(side, side), mode="nearest")[0, 0]
+    def _learn(
+        self,
+        name: str,
+        row: Row,
+        examples: Sequence[tuple[UInt8[np.ndarray, "H W 3"], Bool[np.ndarray, "H W"]]],
+    ) -> None:
+        if name in self._kept:
+            self._kept.move_to_end(name)
+            return
+        # Forgotten between the look and this turn: rare enough to decode them here.
+        images, masks = zip(*(examples or Pictures(row, self.limits).examples()), strict=True)
+        try:
+            self.segmenter.learn(name, images, masks)
+        except InputError as error:
+            raise InputError(str(error).replace(name, row.place)) from error
+        self._kept[name] = self.segmenter.memory_bytes(name)
+        while len(self._kept) > 1 and sum(self._kept.values()) > self.limits.kept_bytes:
+            oldest, _ = self._kept.popitem(last=False)
+            self.segmenter.forget(oldest)
 
 
-def encode(pixels: Any) -> str:
-    """A uint8 array, (H, W) or (H, W, 3), as base64 PNG text."""
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG")
-    return base64.b64encode(file.getvalue()).decode()
+def _rows(table: pd.DataFrame, limits: Limits) -> Iterator[Row]:
+    if missing := [name for name in COLUMNS if name not in table.columns]:
+        raise InputError(f"expected the columns {', '.join(COLUMNS)}; missing {', '.join(missing)}")
+    return read_rows(list(table[list(COLUMNS)].itertuples(index=False, name=None)), limits)
 
 
-def _texts(text: str, row: int, column: str) -> list[str]:
-    try:
-        items = json.loads(text)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"row {row}, {column}: expected a JSON list of base64 texts, got text that is not JSON"
-        ) from error
-    if not isinstance(items, list) or not items or not all(isinstance(item, str) for item in items):
-        raise ValueError(f"row {row}, {column}: expected a JSON list of one or more base64 texts")
-    return items
-
-
-def _open(text: str, place: str) -> Any:
-    from mshnet.data.source import opened_picture
-
-    try:
-        data = base64.b64decode(text, validate=True)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{place}: expected base64 text") from error
-    try:
-        image = opened_picture(data, formats=("PNG", "JPEG"))
-        image.load()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{place}: expected a whole PNG or JPEG image ({error})") from error
-    return image
-
-
-def _image(text: str, place: str) -> Any:
-    return _open(text, place).convert("RGB")
-
-
-def _mask(text: str, place: str) -> Any:
-    mask = _open(text, place)
-    if mask.format != "PNG":  # JPEG would blur the edges into new values
-        raise ValueError(f"{place}: expected a PNG, got {mask.format}")
-    if len(mask.getbands()) > 1:
-        raise ValueError(f"{place}: expected one channel (grey, palette or 1 bit), got {mask.mode}")
-    return mask
-
-
-def _size(image: Any) -> str:
-    return f"{image.width}×{image.height}"
+def _parameters(params: Mapping[str, Any]) -> tuple[str, float]:
+    output, threshold = params.get("output", OUTPUTS[0]), float(params.get("threshold", THRESHOLD))
+    if output not in OUTPUTS:
+        raise InputError(f"params: output must be one of {', '.join(OUTPUTS)}, got {output!r}")
+    if not 0 <= threshold <= 1:
+        raise InputError(f"params: threshold must be 0..1, got {threshold}")
+    return output, threshold
 
 
 # How it is stored ---------------------------------------------------------------------------------------
@@ -190,12 +173,15 @@ def save(folder: Path, weights: Path, config: Mapping[str, Any], identity: Any) 
     `identity` is the `mlflow.models.Model` that carries the logged model's ids.
     """
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
     import mshnet
     from mshnet import checkpoint
 
-    columns = Schema([ColSpec(DataType.string, name) for name in INPUT_COLUMNS])
+    columns = Schema([ColSpec(DataType.string, name) for name in COLUMNS])
+    params = ParamSchema(
+        [ParamSpec("output", DataType.string, OUTPUTS[0]), ParamSpec("threshold", DataType.double, THRESHOLD)]
+    )
     with tempfile.TemporaryDirectory() as scratch:
         artifacts = Path(scratch, "model")
         artifacts.mkdir()
@@ -206,7 +192,7 @@ def save(folder: Path, weights: Path, config: Mapping[str, Any], identity: Any) 
             path=str(folder),
             python_model=__file__,
             artifacts={"model": str(artifacts)},
-            signature=ModelSignature(columns, Schema([ColSpec(DataType.string, OUTPUT_COLUMN)])),
+            signature=ModelSignature(columns, Schema([ColSpec(DataType.string, OUTPUT_COLUMN)]), params),
             input_example=input_example(),
             code_paths=[str(Path(mshnet.__file__).parent)],  # a server needs no checkout of this project
             pip_requirements=list(_pinned()),

@@ -9,7 +9,7 @@ from typing import Any
 from pipelines.conditions import Conditions
 from pipelines.drawn import DrawnTraining
 from pipelines.model_card import model_card
-from pipelines.results import CHOSEN_ON_TEST, FoldResult
+from pipelines.results import CHOSEN_ON_TEST, GIVEN, FoldResult
 from pipelines.run_pages import FoldPage
 from tests.pipelines.recorded_example import DATA, configuration, fold_result, protocol
 
@@ -36,7 +36,7 @@ def test_a_card_says_what_was_trained_measured_and_where_it_fails(tmp_path: Path
         "by 1 labelled example (trained so)",
         'Segmenter.from_registry("models:/mshnet-pascal-resnet50-1shot@fold1")',
         f"| data | pascal, fingerprint {DATA[:12]} |",
-        "| classes | 15, none of the test classes among them |",
+        "| classes | 15, none of the test classes among them: aeroplane, bicycle, bird, ",
         "| left out | sofa |",
         "| pictures with a class | 8,528 pairs |",
         "| those that show a test class too | 1,727 pairs removed |",
@@ -62,7 +62,7 @@ def test_what_flatters_and_what_is_not_known_is_said(tmp_path: Path) -> None:
     config = configuration(tmp_path, "sqlite:///unused.db")
     chosen = card(tmp_path, {"protocol": protocol(config, selection=CHOSEN_ON_TEST)})
     assert "**The epoch was chosen on the test episodes**" in chosen
-    given = card(tmp_path, {"history": []})
+    given = card(tmp_path, {"protocol": protocol(config, selection=f"{GIVEN} (training unknown)")})
     assert "| training | not known: the weights were given, not trained here |" in given
     assert "episodes, epoch" not in given
 
