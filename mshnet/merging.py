@@ -14,6 +14,8 @@ from mshnet.parallel import ChannelDropout
 COSINE_CHANNELS = 256
 PROTOTYPE_CHANNELS = 128
 MERGED_CHANNELS = 256
+SHOTS_TOGETHER = 8
+"""That share a batch in eval mode: with all of 50 it would be 50 times one's memory."""
 
 
 class ConvBlock(nn.Sequential):
@@ -51,9 +53,16 @@ class BlockConv(nn.Module):
             first, *others = (self.local(self.layers(_laid_out(shot))) for shot in similarity.unbind(1))
             total: Tensor = sum(others, start=first)
             return total / similarity.shape[1] if others else total
-        merged = self.local(self.layers(_laid_out(similarity.flatten(0, 1))))
-        mean: Tensor = merged.unflatten(0, similarity.shape[:2]).mean(1)
+        shots = similarity.shape[1]
+        if shots <= SHOTS_TOGETHER:
+            return self._each(similarity).mean(1)
+        sums = [self._each(part).sum(1) for part in similarity.split(SHOTS_TOGETHER, dim=1)]
+        mean: Tensor = torch.stack(sums).sum(0) / shots
         return mean
+
+    def _each(self, similarity: Float[Tensor, "b k l h w"]) -> Float[Tensor, "b k c h w"]:
+        merged: Tensor = self.local(self.layers(_laid_out(similarity.flatten(0, 1))))
+        return merged.unflatten(0, similarity.shape[:2])
 
 
 def _laid_out(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from mshnet.backbone import LEVELS, Backbone, Features
 from mshnet.config import ModelConfig
 from mshnet.decoder import InvertedPyramid
 from mshnet.errors import InputError
+from mshnet.kernels.cosine import ObjectVectors, gathered, mean_cosine_of
 from mshnet.masking import mask_pyramid, prototypes, resize, select_object
 from mshnet.merging import SymmetricMergingBlock
 from mshnet.profiling import region
@@ -48,6 +50,20 @@ class Prediction:
         return resize(self.logits_low, self.size)
 
 
+@dataclass(frozen=True, eq=False)
+class KeptSupport:
+    """All that is needed of one support, per level (keys 3, 4, 5); empty where the configuration leaves it out."""
+
+    objects: dict[int, ObjectVectors]
+    prototypes: dict[int, Float[Tensor, "1 1 l c"]]
+
+    @property
+    def nbytes(self) -> int:
+        """Of the numbers: with both similarities in proportion to the object's share of the image."""
+        objects = sum(level.features.nbytes + level.soft.nbytes for level in self.objects.values())
+        return objects + sum(level.nbytes for level in self.prototypes.values())
+
+
 class RelationNetwork(nn.Module):
     """Everything learnable: from the features of query and supports to logits."""
 
@@ -78,9 +94,39 @@ class RelationNetwork(nn.Module):
         """Segment the queries. The image size is that of the masks."""
         with region("similarity"):
             maps = self.similarities(query, support, masks)
+        return self._predicted(maps, (masks.shape[-2], masks.shape[-1]))
+
+    def remember(self, support: Features, mask: Float[Tensor, "1 1 H W"]) -> KeptSupport:
+        """What `recall` needs of one support: its features at the object's positions, and its prototypes."""
+        objects: dict[int, ObjectVectors] = {}
+        kept: dict[int, Tensor] = {}
+        sizes = tuple((maps.shape[-2], maps.shape[-1]) for maps in support)
+        for level, maps, soft in zip(LEVELS, support, mask_pyramid(mask, sizes), strict=True):
+            chosen = select_object(maps[:, None], soft)
+            if self.similarity != "prototype":
+                objects[level] = gathered(maps[0].flatten(2), chosen.soft_mask[0, 0], chosen.is_object[0, 0])
+            if self.similarity != "cosine":
+                kept[level] = prototypes(chosen)
+        return KeptSupport(objects, kept)
+
+    def recall(self, query: Features, supports: Sequence[KeptSupport], size: tuple[int, int]) -> Prediction:
+        """What `forward` gives for b queries and these k supports, the same for all; `size` is the image's, px."""
+        cosine: Maps = {}
+        prototype: Maps = {}
+        with region("similarity"):
+            for level, maps in zip(LEVELS, query, strict=True):
+                if self.similarity != "prototype":
+                    found = mean_cosine_of(maps.flatten(3), [support.objects[level] for support in supports])
+                    cosine[level] = found.unflatten(-1, maps.shape[3:])
+                if self.similarity != "cosine":
+                    of_level = torch.cat([support.prototypes[level] for support in supports], dim=1)
+                    prototype[level] = self.gps[str(level)](maps, of_level.expand(len(maps), -1, -1, -1))
+        return self._predicted(Similarities(cosine=cosine or None, prototype=prototype or None), size)
+
+    def _predicted(self, maps: Similarities, size: tuple[int, int]) -> Prediction:
         with region("merging"):
             logits_low, inner_logits = self.pyramid(*self._merged(maps))
-        return Prediction(logits_low, inner_logits, size=(masks.shape[-2], masks.shape[-1]))
+        return Prediction(logits_low, inner_logits, size=size)
 
     def _merged(self, maps: Similarities) -> list[Float[Tensor, "b c h w"]]:
         return [

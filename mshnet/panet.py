@@ -14,6 +14,9 @@ The paper's sections 3.3 (prototypes by masked average pooling), 3.4 (labels by 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -38,6 +41,18 @@ class PANet(FewShotModel):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.relation = PrototypeAlignment(self.backbone.channels)
+
+
+@dataclass(frozen=True, eq=False)
+class KeptPrototypes:
+    """One support's: all that is needed of it."""
+
+    prototypes: Float[Tensor, "1 1 2 d"]
+
+    @property
+    def nbytes(self) -> int:
+        """2 KiB in float32, whatever the image."""
+        return self.prototypes.nbytes
 
 
 class PrototypeAlignment(nn.Module):
@@ -65,13 +80,27 @@ class PrototypeAlignment(nn.Module):
             with torch.autocast(masks.device.type, enabled=False):
                 return self._compared(queries, supports, masks)
 
+    def remember(self, support: Features, mask: Float[Tensor, "1 1 H W"]) -> KeptPrototypes:
+        """What `recall` needs of one support."""
+        embedded = self.embed(support).to(mask.dtype)
+        with torch.autocast(mask.device.type, enabled=False):
+            weights = shares(mask, (embedded.shape[-2], embedded.shape[-1]))
+            return KeptPrototypes(pooled(embedded[:, None], weights))
+
+    def recall(self, query: Features, supports: Sequence[KeptPrototypes], size: tuple[int, int]) -> Prediction:
+        """What `forward` gives for b queries and these k supports, the same for all; `size` is the image's, px."""
+        of = torch.cat([support.prototypes for support in supports], dim=1).mean(1)
+        queries = self.embed(query).to(of.dtype)
+        with torch.autocast(of.device.type, enabled=False):
+            logits = cosine_logits(queries, of.expand(len(queries), -1, -1))
+            return Prediction(resize(logits, (2 * logits.shape[-2], 2 * logits.shape[-1])), (), size=size)
+
     def _compared(
         self, queries: Float[Tensor, "b d h w"], supports: Float[Tensor, "b k d h w"], masks: Float[Tensor, "b k H W"]
     ) -> Prediction:
         height, width = queries.shape[-2:]
         size = (2 * height, 2 * width)
-        shown = F.interpolate(masks, size=(height, width), mode="area")
-        logits = cosine_logits(queries, prototypes(supports, torch.stack([1 - shown, shown], dim=2)))
+        logits = cosine_logits(queries, prototypes(supports, shares(masks, (height, width))))
         auxiliary: tuple[Tensor, ...] = ()
         if self.training:
             truth = (F.interpolate(masks, size=size, mode="nearest") == 1).long()
@@ -79,13 +108,24 @@ class PrototypeAlignment(nn.Module):
         return Prediction(resize(logits, size), (), size=(masks.shape[-2], masks.shape[-1]), auxiliary=auxiliary)
 
 
+def shares(masks: Float[Tensor, "b k H W"], size: tuple[int, int]) -> Float[Tensor, "b k 2 h w"]:
+    """How much each position shows of the background and of the object, 0..1."""
+    shown = F.interpolate(masks, size=size, mode="area")
+    return torch.stack([1 - shown, shown], dim=2)
+
+
 def prototypes(embedded: Float[Tensor, "b k d h w"], weights: Float[Tensor, "b k 2 h w"]) -> Float[Tensor, "b 2 d"]:
-    """Background's and foreground's: the weighted mean over each image's positions, then the mean over the images.
+    """Background's and foreground's: the mean over the images of what `pooled` gives.
 
     An image without weight counts as zeros: it shortens a prototype, of which only the direction matters.
     """
+    return pooled(embedded, weights).mean(1)
+
+
+def pooled(embedded: Float[Tensor, "b k d h w"], weights: Float[Tensor, "b k 2 h w"]) -> Float[Tensor, "b k 2 d"]:
+    """Each image's background and foreground: the weighted mean over its positions."""
     total = torch.einsum("bkdhw,bkphw->bkpd", embedded, weights)
-    return (total / weights.sum((-2, -1)).clamp(min=1e-5).unsqueeze(-1)).mean(1)
+    return total / weights.sum((-2, -1)).clamp(min=1e-5).unsqueeze(-1)
 
 
 def cosine_logits(embedded: Float[Tensor, "b d h w"], of: Float[Tensor, "b 2 d"]) -> Float[Tensor, "b 2 h w"]:

@@ -10,6 +10,8 @@ scaled where they are gathered, and query positions after their products are sum
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 
@@ -62,6 +64,39 @@ def _has_triton() -> bool:
     return find_spec("triton") is not None
 
 
+@dataclass(frozen=True, eq=False)
+class ObjectVectors:
+    """One support's features at the positions of its object, all that the cosine reads of it."""
+
+    features: Float[Tensor, "l m c"]
+    soft: Float[Tensor, " m"]
+
+
+def gathered(
+    features: Float[Tensor, "l c n"], soft: Float[Tensor, " n"], is_object: Bool[Tensor, " n"]
+) -> ObjectVectors:
+    """Those of the object's m positions, copied."""
+    positions = is_object.nonzero().flatten()
+    return ObjectVectors(features.mT.index_select(1, positions), soft[positions])
+
+
+def mean_cosine_of(queries: Float[Tensor, "b l c q"], shots: Sequence[ObjectVectors]) -> Float[Tensor, "b k l q"]:
+    """`mean_cosine` of b queries, the supports of all of which are the same k: to the same bits, nothing padded."""
+    if not (queries.is_cuda and _has_triton()):
+        maps = queries.new_zeros(len(queries), len(shots), *queries.shape[1::2], dtype=exact(queries.dtype))
+        units = [_unit_vectors(shot) for shot in shots]
+        for query, of_query in zip(queries, maps, strict=True):
+            _compare_layers(query, units, of_query)
+        return maps
+    b = len(queries)
+    found = []
+    for shot in shots:
+        soft = shot.soft.expand(b, 1, -1)
+        objects = shot.features.mT.expand(b, 1, -1, -1, -1)
+        found.append(mean_cosine(queries, objects, soft, torch.ones_like(soft, dtype=torch.bool)))
+    return torch.cat(found, dim=1)
+
+
 def exact(dtype: torch.dtype) -> torch.dtype:
     """Of sums: float32 for bfloat16, else the same."""
     return torch.float32 if dtype == torch.bfloat16 else dtype
@@ -83,23 +118,24 @@ def blocked_mean_cosine(
     b, k, layers = objects.shape[:3]
     maps = queries.new_zeros(b, k, layers, queries.shape[-1], dtype=exact(queries.dtype))
     for episode in range(b):
-        vectors = [
-            _unit_vectors(objects[episode, shot].mT, soft[episode, shot], is_object[episode, shot]) for shot in range(k)
+        units = [
+            _unit_vectors(gathered(objects[episode, shot], soft[episode, shot], is_object[episode, shot]))
+            for shot in range(k)
         ]
-        for layer in range(layers):
-            shots = [unit[layer].mT for unit in vectors]
-            _compare_blocks(queries[episode, layer].mT, shots, maps[episode, :, layer])
+        _compare_layers(queries[episode], units, maps[episode])
     return maps
 
 
-def _unit_vectors(
-    rows: Float[Tensor, "l n c"], soft: Float[Tensor, " n"], is_object: Bool[Tensor, " n"]
-) -> Float[Tensor, "l m c"]:
-    """Of the object's m positions. A masked vector is soft * f; so its unit vector is f * soft / (soft * |f| + eps)."""
-    positions = is_object.nonzero().flatten()
-    chosen = rows.index_select(1, positions)
-    lengths, soft = norms(chosen), soft[positions].to(exact(rows.dtype))
-    return chosen * (soft / (soft * lengths + EPSILON)).to(rows.dtype)[..., None]
+def _unit_vectors(of: ObjectVectors) -> Float[Tensor, "l m c"]:
+    """A masked vector is soft * f; so its unit vector is f * soft / (soft * |f| + eps)."""
+    rows, soft = of.features, of.soft.to(exact(of.features.dtype))
+    return rows * (soft / (soft * norms(rows) + EPSILON)).to(rows.dtype)[..., None]
+
+
+def _compare_layers(query: Float[Tensor, "l c q"], units: list[Tensor], maps: Float[Tensor, "k l q"]) -> None:
+    """Fill one query's maps; `units` are (l, m, c), each with its own number of positions."""
+    for layer, of_layer in enumerate(query):
+        _compare_blocks(of_layer.mT, [unit[layer].mT for unit in units], maps[:, layer])
 
 
 def _compare_blocks(rows: Float[Tensor, "q c"], shots: list[Tensor], maps: Float[Tensor, "k q"]) -> None:
