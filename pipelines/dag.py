@@ -55,6 +55,8 @@ class Stage:
     """Over the nodes, rather than packed on few."""
     images: int = 0
     """How many it works through, for the progress; its result then has `size_bytes`."""
+    says: Callable[[Result], str] | None = None
+    """What of its result a person is told as soon as it is there, while the job goes on."""
 
     @property
     def folder(self) -> str:
@@ -223,6 +225,8 @@ def attempt(targets: Sequence[Stage], ended: Callable[[str, bool], None] = lambd
             else:
                 if note:
                     LOG.warning("%s: %s", stage.name, note)
+                if stage.says:
+                    LOG.info("%s: %s", stage.name, stage.says(result))
                 if stage.images and kept:  # no work, so not to count for the rate
                     image_bar.total -= stage.images
                     image_bar.refresh()

@@ -241,7 +241,7 @@ def _read_fold(config: CrossValidationConfig, fold: int, images: ImageStore) -> 
 
     contents = images.contents()
     partition = own_folds.partition(config, images.manifest.class_names, images.manifest.images_per_class)
-    lists = _split_lists(config, partition, fold, contents)
+    lists = split_lists(config, partition, fold, contents)
     absent = sorted({image_id for image_id, _ in (*lists.train, *lists.val)} - set(images.image_ids))
     if absent:
         raise InputError(
@@ -256,7 +256,7 @@ def _read_fold(config: CrossValidationConfig, fold: int, images: ImageStore) -> 
         kept = splits.without_novel(kept, present, partition.tested(fold))
     held_out: tuple[int, ...] = ()
     if config.selection == "base":
-        held_out = _without_small(config, partition, kept).held_out(
+        held_out = without_small(config, partition, kept).held_out(
             fold, config.validation.held_out_classes, config.training.seed
         )
     return _Fold(
@@ -271,7 +271,7 @@ def _read_fold(config: CrossValidationConfig, fold: int, images: ImageStore) -> 
     )
 
 
-def _split_lists(
+def split_lists(
     config: CrossValidationConfig, partition: Partition, fold: int, contents: Sequence[tuple[str, str, dict[int, int]]]
 ) -> SplitLists:
     from mshnet.data import splits
@@ -284,7 +284,7 @@ def _split_lists(
     return splits.derive_split_lists(config.dataset, fold, contents, config.min_object_px)
 
 
-def _without_small(config: CrossValidationConfig, partition: Partition, train: Sequence[Pair]) -> Partition:
+def without_small(config: CrossValidationConfig, partition: Partition, train: Sequence[Pair]) -> Partition:
     """Of one's own data, what can be held out: on classes with too few images nothing can be chosen."""
     from mshnet.data.episodes import small_classes
 

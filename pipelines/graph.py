@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipelines import aggregate, draw, evaluate, given, preprocess, provenance, register, train
+from pipelines import aggregate, draw, evaluate, given, preprocess, provenance, register, survey, train
 from pipelines.config import CrossValidationConfig, fingerprint
 from pipelines.dag import Stage
 from pipelines.scan import Scan
@@ -30,6 +30,8 @@ class Graph:
     evaluated: tuple[Stage, ...]
     registered: tuple[Stage, ...]
     reported: Stage
+    surveyed: Stage | None = None
+    """Of one's own data: the data report, before anything is trained. Nothing needs it."""
 
 
 def build(
@@ -42,6 +44,8 @@ def build(
     training = tuple(draw.training_stage(config, scanned, sealed, fold) for fold in config.folds)
     test = tuple(draw.test_stage(config, scanned, sealed, fold) for fold in config.folds)
     drawn = tuple(zip(training, test, strict=True))
+    surveyed = survey.stage(config, scanned, sealed, runs.parent) if config.is_own else None
+    ahead = (surveyed,) if surveyed else ()  # what to expect is said before the hours begin
     trained: list[Stage] = []
     for fold, fold_drawn, run_id in zip(config.folds, training, run_ids, strict=True):
         if config.trained:
@@ -49,7 +53,7 @@ def build(
             continue
         # Without room for all at once, a fold waits for the one that has its place.
         earlier = (trained[-side_by_side],) if len(trained) >= side_by_side else ()
-        trained.append(train.stage(config, inputs, fold_drawn, fold, run_id, earlier))
+        trained.append(train.stage(config, inputs, fold_drawn, fold, run_id, (*earlier, *ahead)))
     evaluated = tuple(
         evaluate.stage(config, d, t, fold) for fold, d, t in zip(config.folds, drawn, trained, strict=True)
     )
@@ -59,7 +63,7 @@ def build(
         for fold, d, t, e, run_id in zip(config.folds, drawn, trained, evaluated, run_ids, strict=True)
     )
     reported = aggregate.stage(config, scanned, weights, evaluated, registered, runs.parent, job)
-    return Graph(sealed, training, test, tuple(trained), evaluated, registered, reported)
+    return Graph(sealed, training, test, tuple(trained), evaluated, registered, reported, surveyed)
 
 
 def job_key(config: CrossValidationConfig, evaluated: tuple[Stage, ...]) -> str:

@@ -134,7 +134,8 @@ def run(config: CrossValidationConfig, dry_run: bool, wanted: Wanted) -> list[An
     with joined(config, looks=not dry_run, trains=trains):
         LOG.info("scanning %s", config.source)
         scanned = scan.scan(config, record=not dry_run)
-        planned = dag.plan(wanted(build(config, scanned, weights)))
+        targets = _with_data_report(wanted) if trains else wanted
+        planned = dag.plan(targets(build(config, scanned, weights)))
         if dry_run:
             print("\n".join(planned.lines()), file=sys.stderr)
             return [{"done": list(planned.done), "run": [stage.name for stage in planned.pending]}]
@@ -144,7 +145,21 @@ def run(config: CrossValidationConfig, dry_run: bool, wanted: Wanted) -> list[An
         # Or two that begin at the same moment would have runs of their own each.
         with turn(f"runs of {config.store}", "MLflow runs") if named(config.compute.ray_address) else nullcontext():
             runs = start_runs(config, scanned, weights)
-        return _tracked(config, runs, lambda: dag.execute(wanted(build(config, scanned, weights, runs, at_once))))
+        graph = build(config, scanned, weights, runs, at_once)
+        results = _tracked(config, runs, lambda: dag.execute(targets(graph)))
+        return results[: len(wanted(graph))]
+
+
+def _with_data_report(wanted: Wanted) -> Wanted:
+    """The same and, last, the data report of one's own data, where anything at all is to do."""
+
+    def targets(graph: Graph) -> Sequence[Stage]:
+        stages = wanted(graph)
+        if graph.surveyed is None or not dag.plan(stages).pending:
+            return stages
+        return [*stages, graph.surveyed]
+
+    return targets
 
 
 @contextmanager

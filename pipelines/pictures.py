@@ -100,11 +100,11 @@ def _shown(
         truth = np.where(truth == IGNORE_INDEX, 0, truth).astype(np.uint8)
     size = (truth.shape[0], truth.shape[1])
     return Shown(
-        query=_picture(store, row),
+        query=stretched(store, row),
         truth=truth,
         prediction=found.masks(size)[0].cpu().numpy(),
         supports=[
-            (_picture(store, support), store.original_mask(support, class_id).numpy() == 1)
+            (stretched(store, support), store.original_mask(support, class_id).numpy() == 1)
             for support in batch.support_rows[0]
         ],
         class_name=store.manifest.class_names[class_id],
@@ -112,7 +112,7 @@ def _shown(
     )
 
 
-def _picture(store: ImageStore, row: int) -> UInt8[np.ndarray, "h w 3"]:
+def stretched(store: ImageStore, row: int) -> UInt8[np.ndarray, "h w 3"]:
     """The stored square, stretched back to the image's own size."""
     from PIL import Image
 

@@ -42,7 +42,7 @@ def html(result: CrossValidation, pictures: Mapping[str, bytes]) -> str:
         "config": json.dumps(result.config, indent=2, sort_keys=True, default=str),
         "margin": _margin(result),
         "chosen_on_test_note": CHOSEN_ON_TEST_NOTE,
-        "inline": _inline(pictures),
+        "inline": inline_pictures(pictures),
         "drawn": pictures,
         "in_percent": in_percent,
         "interval_text": interval_text,
@@ -55,7 +55,9 @@ def html(result: CrossValidation, pictures: Mapping[str, bytes]) -> str:
     return rendered("report.html.j2", context)
 
 
-def _inline(pictures: Mapping[str, bytes]) -> Callable[..., str | None]:
+def inline_pictures(pictures: Mapping[str, bytes]) -> Callable[..., str | None]:
+    """For a template: a picture by its name as a data URI, None for one that is not there; photos as JPEG."""
+
     def inline(name: str, photo: bool = False) -> str | None:
         data = pictures.get(name)
         if data is None:

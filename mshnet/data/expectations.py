@@ -34,10 +34,14 @@ class Expectation:
     text: str
 
 
-def expectations(found: Survey, *, skip_small_classes: bool = False) -> list[Expectation]:
-    """What stops the job first, then what to look at, then what is good to know."""
-    every = [*_problems(found), *_small(found, skip_small_classes), *_few(found, skip_small_classes)]
-    for rule in (_classes, _pairs, _removal, _objects, _pictures, _numbers):
+def expectations(found: Survey, *, skip_small_classes: bool = False, own: bool = True) -> list[Expectation]:
+    """What stops the job first, then what to look at, then what is good to know.
+
+    `own`: classes and folds can be chosen, which those of the field's data sets cannot.
+    """
+    every = [*_problems(found), *_small(found, skip_small_classes, own), *_few(found, skip_small_classes, own)]
+    every += [*_classes(found, own), *_removal(found, own)]
+    for rule in (_pairs, _objects, _pictures, _numbers):
         every += rule(found)
     order = ("stops", "look", "note")
     return sorted(every, key=lambda expectation: order.index(expectation.weight))
@@ -45,8 +49,8 @@ def expectations(found: Survey, *, skip_small_classes: bool = False) -> list[Exp
 
 def class_choice(found: Survey, small: Small = "leave-out") -> dict[str, Any]:
     """A proposal for `--classes`: the small classes left out, or made one class "other" where that is large enough."""
-    names = [c.name for c in found.small]
-    empty = {c.name for c in found.small if not c.images}
+    empty = {c.name for c in found.classes if not c.images}
+    names = [*(c.name for c in found.small), *found.idle]
     together = [name for name in names if name not in empty]
     enough = sum(c.large_enough for c in found.small) >= found.shot + 1
     if small == "merge" and len(together) > 1 and enough:
@@ -77,7 +81,7 @@ def _problems(found: Survey) -> Iterator[Expectation]:
         yield Expectation(weight="look", title=title, text="They do not stop the job; see “Problems”.")
 
 
-def _small(found: Survey, skip: bool) -> Iterator[Expectation]:
+def _small(found: Survey, skip: bool, own: bool) -> Iterator[Expectation]:
     if not found.small:
         return
     names = _names([f"{c.name} ({c.large_enough})" for c in found.small])
@@ -86,17 +90,15 @@ def _small(found: Survey, skip: bool) -> Iterator[Expectation]:
         title=f"{_count(len(found.small), 'class has', 'classes have')} too few images",
         text=f"An episode of {found.shot}-shot needs {found.shot + 1} different images with at least "
         f"{found.min_object_px:,} px of its class. Too few: {names}. "
-        + ("They are left out, as asked." if skip else _SMALL),
+        + ("They are left out, as asked." if skip else _SMALL + (_SMALL_OWN if own else ".")),
     )
 
 
-_SMALL = (
-    "Leave them out with --skip-small-classes, or leave them out or merge them with --classes FILE: the proposal beside "
-    "this report does it."
-)
+_SMALL = "Leave them out with --skip-small-classes"
+_SMALL_OWN = ", or leave them out or merge them with --classes FILE: the proposal beside this report does it."
 
 
-def _few(found: Survey, skip: bool) -> Iterator[Expectation]:
+def _few(found: Survey, skip: bool, own: bool) -> Iterator[Expectation]:
     """Large enough in all, but not in a fold's share."""
     small = {c.name for c in found.small}
     roles: dict[str, dict[str, list[int]]] = {}
@@ -112,13 +114,13 @@ def _few(found: Survey, skip: bool) -> Iterator[Expectation]:
             weight="note" if skip else "stops",
             title=f"{_count(len(roles), 'class is', 'classes are')} too small within a fold",
             text=f"There are enough images in all, but not for what a fold needs them: {named}. "
-            + ("They are left out there, as asked." if skip else _WITHIN_A_FOLD),
+            + ("They are left out there, as asked." if skip else _WITHIN + (_WITHIN_OWN if own else ".")),
         )
 
 
-_WITHIN_A_FOLD = (
-    "Leave them out (--skip-small-classes), or choose the folds yourself (--classes), so that classes which are seen "
-    "in the same images stand in one fold."
+_WITHIN = "Leave them out (--skip-small-classes)"
+_WITHIN_OWN = (
+    ", or choose the folds yourself (--classes), so that classes which are seen in the same images stand in one fold."
 )
 
 
@@ -126,14 +128,16 @@ def _role(role: str, folds: Sequence[int]) -> str:
     return f"{role}, {'fold' if len(folds) == 1 else 'folds'} {', '.join(map(str, folds))}"
 
 
-def _classes(found: Survey) -> Iterator[Expectation]:
+def _classes(found: Survey, own: bool) -> Iterator[Expectation]:
     few = [fold for fold in found.folds if len(fold.training_classes) < FEW_CLASSES]
     if few:
         fewest = min(few, key=lambda fold: len(fold.training_classes))
         held = len(fewest.held_out)
-        advice = "More folds (--fold-count) leave more of them for training"
+        ways = ["more folds (--fold-count)"] if own else []
         if held:
-            advice += f"; so do fewer for choosing the epoch (now {held}: --held-out-classes 1, or --selection last)"
+            fewer = "--held-out-classes 1, or " if held > 1 else ""
+            ways.append(f"fewer classes for choosing the epoch (now {held}: {fewer}--selection last)")
+        advice = f"More remain for training with {' or '.join(ways)}" if ways else "More labelled classes help most"
         yield Expectation(
             weight="look",
             title=f"Few classes to learn from: {len(fewest.training_classes)} in fold {fewest.fold}",
@@ -157,9 +161,9 @@ def _pairs(found: Survey) -> Iterator[Expectation]:
         yield Expectation(weight="note", title=f"{_range(counts)} training pairs a fold", text=text)
 
 
-def _removal(found: Survey) -> Iterator[Expectation]:
+def _removal(found: Survey, own: bool) -> Iterator[Expectation]:
     def lost(fold: FoldFacts) -> float:
-        return fold.removed_pairs / max(1, fold.removed_pairs + fold.training_pairs)
+        return fold.removed_pairs / max(1, fold.base_pairs)
 
     worst = max(found.folds, key=lost, default=None)
     if worst is None or lost(worst) <= 0.3:
@@ -168,9 +172,11 @@ def _removal(found: Survey) -> Iterator[Expectation]:
     yield Expectation(
         weight="look",
         title=f"Fold {worst.fold} loses {_percent(lost(worst))} of its training pairs",
-        text=f"Images that show a novel class are taken out of training: most for {by}. Classes that are often seen "
-        "together belong in one fold (--classes), or leave the images in (--remove-novel no): then the model has seen "
-        "the novel classes, unlabelled, and its numbers say less.",
+        text=f"Images that show a novel class are taken out of training: most for {by}. "
+        + ("Classes that are often seen together belong in one fold (--classes). " if own else "")
+        + "With --remove-novel no they stay"
+        + (", and a third of all images is kept for the test instead. " if own else ". ")
+        + "Then the model has seen novel classes, unlabelled, and its numbers say less of new ones.",
     )
 
 
@@ -199,8 +205,8 @@ def _objects(found: Survey) -> Iterator[Expectation]:
             weight="look",
             title=f"{_count(len(tiny), 'class is', 'classes are')} tiny at the training size",
             text=f"At {found.image_size_px} px a quarter or more of their objects cover less than 16×16 px, four cells "
-            f"of the finest features: {_names([f'{c.name} ({_percent(c.tiny / c.images)})' for c in tiny])}. Cut the "
-            "pictures into tiles before labelling is turned into this data set, or train larger (--image-size-px).",
+            f"of the finest features: {_names([f'{c.name} ({_percent(c.tiny / c.images)})' for c in tiny])}. Cut "
+            "pictures and masks into tiles for the data set, or train larger (--image-size-px).",
         )
     whole = [c.name for c in found.classes if c.share is not None and c.share.median > 0.9]
     if whole:
@@ -213,6 +219,12 @@ def _objects(found: Survey) -> Iterator[Expectation]:
 
 
 def _pictures(found: Survey) -> Iterator[Expectation]:
+    if found.idle:
+        yield Expectation(
+            weight="note",
+            title=f"{_count(len(found.idle), 'class is', 'classes are')} never seen",
+            text=f"No image shows {_names(found.idle)}: no fold trains on them or tests them.",
+        )
     if found.without_objects:
         yield Expectation(
             weight="note",
@@ -230,8 +242,8 @@ def _pictures(found: Survey) -> Iterator[Expectation]:
         yield Expectation(
             weight="note",
             title=f"The pictures are smaller than the training size of {found.image_size_px} px",
-            text=f"Half of them have {found.width.median:.0f}×{found.height.median:.0f} px or less. Enlarging them takes "
-            f"time and shows nothing new: --image-size-px {max(33, 8 * round(side / 8) + 1)} is quicker.",
+            text=f"Half of them have {found.width.median:.0f}×{found.height.median:.0f} px or less. Enlarging them "
+            f"takes time and shows nothing new: --image-size-px {max(33, 8 * round(side / 8) + 1)} is quicker.",
         )
 
 

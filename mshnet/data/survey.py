@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from mshnet.data.folds import Partition
-from mshnet.data.splits import Pair, SplitLists, without_novel
+from mshnet.data.splits import Pair, SplitLists
 from mshnet.errors import InputError
 
 SPREAD = (10, 50, 90)
@@ -132,8 +132,10 @@ class FoldFacts:
     training_pairs: int
     """Of the training classes, after removal."""
     training_images: int
+    base_pairs: int
+    """Of base classes, held-out ones included, before removal."""
     removed_pairs: int
-    """Of base classes, because their image shows a novel class."""
+    """Of those, because their image shows a novel class."""
     removed_by: Mapping[str, int]
     """Pairs removed for each novel class, most first; one that shows two counts for both."""
     test_pairs: int
@@ -168,13 +170,16 @@ class Survey:
     folds: tuple[FoldFacts, ...]
     problems: tuple[Problem, ...]
     remarks: tuple[Remark, ...]
+    idle: tuple[str, ...]
+    """Classes that no image shows and no fold needs."""
     sizes: tuple[tuple[int, int, int], ...]
     """Height, width and number of pictures; of at most `MOST_SIZES`, the most frequent first."""
 
     @property
     def small(self) -> tuple[ClassFacts, ...]:
         """Classes with fewer than shot + 1 images large enough: no episode can be made of them in any fold."""
-        return tuple(found for found in self.classes if found.large_enough < self.shot + 1)
+        few = (found for found in self.classes if found.large_enough < self.shot + 1)
+        return tuple(found for found in few if found.name not in self.idle)
 
     @property
     def stops(self) -> bool:
@@ -199,8 +204,9 @@ def survey(
     shot: int,
     min_object_px: int,
     image_size_px: int,
+    idle: Sequence[int] = (),
 ) -> Survey:
-    """Count. InputError where no image is left to count."""
+    """Count. InputError where no image is left to count. `idle`: classes without an image that no fold needs."""
     if not images:
         first = f"; the first problem: {problems[0].what}" if problems else ""
         raise InputError(f"expected labelled images that can be read, found none{first}")
@@ -229,6 +235,7 @@ def survey(
         folds=tuple(_fold_facts(pairs, facts, images, shot) for pairs in folds),
         problems=tuple(problems),
         remarks=(*remarks, *_noted(images)),
+        idle=tuple(class_names[c] for c in idle),
         sizes=tuple((h, w, n) for (h, w), n in Counter((i.height, i.width) for i in images).most_common(MOST_SIZES)),
     )
 
@@ -236,20 +243,23 @@ def survey(
 def fold_pairs(
     partition: Partition,
     lists: SplitLists,
+    kept: tuple[Pair, ...],
     images: Sequence[SurveyedImage],
-    *,
-    removes_novel: bool,
-    held_out: tuple[int, ...],
+    held_out: tuple[int, ...] = (),
 ) -> FoldPairs:
-    """A fold's pairs from its lists, by the same steps as the job. InputError for lists of other images."""
-    novel = partition.tested(lists.fold)
-    present = {image.image_id: set(image.pixels) for image in images}
-    kept = without_novel(lists.train, present, novel) if removes_novel else lists.train
+    """A fold's pairs from its lists and what removal keeps of them. InputError for lists of other images."""
+    known = {image.image_id for image in images}
+    absent = {image_id for image_id, _ in (*lists.train, *lists.val)} - known
+    if absent:
+        raise InputError(
+            f"expected every image of the split lists among those that can be used, found {len(absent):,} missing "
+            f"(first: {min(absent)}); mend those images, or give the lists made for this data"
+        )
     return FoldPairs(
         fold=lists.fold,
         training_classes=tuple(c for c in partition.base(lists.fold) if c not in held_out),
         held_out=held_out,
-        novel=novel,
+        novel=partition.tested(lists.fold),
         candidates=lists.train,
         kept=kept,
         test=lists.val,
@@ -326,6 +336,7 @@ def _fold_facts(
         held_out=named(pairs.held_out),
         training_pairs=len(training),
         training_images=len({image_id for image_id, _ in training}),
+        base_pairs=len(pairs.candidates),
         removed_pairs=len(pairs.candidates) - len(pairs.kept),
         removed_by=dict(removed_by.most_common()),
         test_pairs=len(pairs.test),

@@ -51,8 +51,8 @@ def class_chart(rows: Sequence[ClassBar], limit: float) -> bytes:
             right.plot([low, high], [place, place], color=colours[place], linewidth=2.4, solid_capstyle="butt")
             right.plot(median, place, marker="o", markersize=4.5, color=colours[place])
     left.set_yticks(places, [plain(row.name) for row in rows])
-    left.invert_yaxis()
-    left.margins(x=0.16, y=0.01)
+    left.set_ylim(len(rows) - 0.4, -0.6)
+    left.margins(x=0.16)
     right.set_xscale("log")
     right.xaxis.set_major_formatter(lambda value, _: f"{value:g} %")
     right.axvline(100 * limit, color=GREY, linewidth=1, linestyle="--")
@@ -108,7 +108,7 @@ def together_chart(names: Sequence[str], together: Int64[np.ndarray, "c c"]) -> 
                 dark = share[row, column] > 0.6 * float(np.nanmax(share))
                 axes.text(column, row, f"{100 * share[row, column]:.0f}", ha="center", va="center", fontsize=8,
                           color="white" if dark else "black")  # fmt: skip
-    axes.set_title("of a row's images, % that show the column too", fontsize=10, loc="left")
+    axes.set_title("seen together", fontsize=10, loc="left")
     bar = figure.colorbar(drawn, ax=axes, shrink=0.7, format=lambda value, _: f"{value:.0f} %")
     bar.ax.tick_params(labelsize=8)
     return rendered(figure)

@@ -12,7 +12,7 @@ from jaxtyping import Bool, UInt8
 from mshnet.data.survey import SurveyedImage
 from mshnet.errors import InputError
 from mshnet.visualize.panels import framed
-from mshnet.visualize.style import CAPTION, GAP_PX, INK, PAPER, TEXT_PX, TILE_PX, TRUTH_RGB, font
+from mshnet.visualize.style import CAPTION, GAP_PX, INK, PAPER, PREDICTION_RGB, TEXT_PX, TILE_PX, font
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -50,6 +50,6 @@ def example_strip(examples: Sequence[Example]) -> Image.Image:
     draw = ImageDraw.Draw(strip)
     for place, example in enumerate(examples):
         left = place * (TILE_PX + GAP_PX)
-        strip.paste(framed(example.image, example.mask, TRUTH_RGB), (left, 0))
+        strip.paste(framed(example.image, example.mask, PREDICTION_RGB), (left, 0))
         draw.text((left + TILE_PX // 2, TILE_PX + 5), example.caption, fill=INK, font=font(CAPTION), anchor="ma")
     return strip
