@@ -17,7 +17,7 @@ from mshnet.data.shapes_own import write_fss, write_label_png
 from mshnet.data.splits import is_for_test
 from mshnet.data.store.images import ImageStore
 from mshnet.data.tables import read_pairs
-from mshnet.errors import DatasetNotFoundError, InputError
+from mshnet.errors import InputError
 from pipelines import draw, own_folds, preprocess, scan, storage
 from pipelines.config import CrossValidationConfig, EvaluationConfig, ValidationConfig
 from pipelines.dag import Stage
@@ -264,7 +264,11 @@ def test_what_is_missing_is_said_before_anything_is_read(parts: Path) -> None:
         scan.check(resolved(CrossValidationConfig(
             dataset="coco-json", source="", evaluation=EvaluationConfig(protocol="balanced")
         )))  # fmt: skip
-    config = config_of(parts)
-    for field in ("annotations", "classes", "images"):
-        with pytest.raises((DatasetNotFoundError, InputError), match="nowhere"):
-            scan.check(resolved(replace(config, own=replace(config.own, **{field: str(parts / "nowhere")}))))
+    config, nowhere = config_of(parts), str(parts / "nowhere")
+    for own in (
+        replace(config.own, annotations=nowhere),
+        replace(config.own, classes=nowhere),
+        replace(config.own, images=nowhere),
+    ):
+        with pytest.raises(InputError, match="nowhere"):
+            scan.check(resolved(replace(config, own=own)))
