@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
+from mshnet.commands.results import label_picture
 from mshnet.data.mask_files import labels as mask_labels
 from mshnet.data.picture_files import opened, read_picture
 from mshnet.errors import InputError
@@ -30,15 +31,18 @@ MOST_CLASSES = 6
 MOST_BYTES = 50 * 2**20
 """Of an upload."""
 EXAMPLE_PX = 1024
-"""Longer side to which an example is made smaller: the network sees less, and the browser draws quicker."""
+"""Longer side to which an example is made smaller: the network sees less than that, and it is kept in memory."""
 READINGS: Mapping[str, Reading] = {
     "outline (what it encloses is filled)": "outline",
     "painted area": "paint",
     "box around each stroke": "box",
 }
-BRUSH = "#ff2d55"
+BRUSH, BRUSH_PX = "#ff2d55", 6
 TITLE = "Segment a new class by examples"
-STYLE = "footer {display: none !important}"
+STYLE = f"""
+footer {{display: none !important}}
+#examples .grid-container {{grid-template-columns: repeat({MOST_EXAMPLES}, minmax(0, 1fr)) !important}}
+"""
 
 
 @dataclass(frozen=True)
@@ -71,11 +75,22 @@ def marked(name: str, drawing: Mapping[str, Any] | None, reading: Reading, mask_
         mask = np.asarray(found.resize(background.size, Image.Resampling.NEAREST))
         if not mask.any():
             raise InputError("expected an object in the mask, found only 0; mark it with any other value")
-        return Example(name.strip(), image, mask)
+        return _small(Example(name.strip(), image, mask))
     strokes = np.zeros(image.shape[:2], dtype=bool)
     for layer in drawing.get("layers") or ():
         strokes |= np.asarray(layer.convert("RGBA").resize(background.size, Image.Resampling.NEAREST))[..., 3] > 127
-    return Example(name.strip(), image, mask_from_strokes(strokes, reading))
+    return _small(Example(name.strip(), image, mask_from_strokes(strokes, reading)))
+
+
+def _small(example: Example) -> Example:
+    height, width = example.mask.shape
+    share = EXAMPLE_PX / max(height, width)
+    if share >= 1:
+        return example
+    size = (max(1, round(width * share)), max(1, round(height * share)))
+    image = Image.fromarray(example.image).resize(size, Image.Resampling.BILINEAR)
+    mask = Image.fromarray(example.mask).resize(size, Image.Resampling.NEAREST)
+    return Example(example.name, np.asarray(image), np.asarray(mask))
 
 
 def with_example(examples: Sequence[Example], new: Example) -> list[Example]:
@@ -132,23 +147,11 @@ def shown(example: Example) -> tuple[Image.Image, str]:
     return label_overlay(example.image, example.mask.astype(np.int64), (example.name,), legend=False), example.name
 
 
-def smaller(drawing: dict[str, Any] | None) -> Any:
-    """The editor's picture at `EXAMPLE_PX` at most, without strokes; as it is where it is no larger."""
-    background = drawing.get("background") if drawing else None
-    if background is None or max(background.size) <= EXAMPLE_PX:
-        return gr.skip()
-    small = background.convert("RGB")
-    small.thumbnail((EXAMPLE_PX, EXAMPLE_PX))
-    return {"background": small, "layers": [], "composite": small}
-
-
 def written(segmented: Segmented, learned: Sequence[SupportSet], folder: Path) -> tuple[str, list[str]]:
     """The mask (PNG: 0 and 255 for one class, else labels) and a file of each class that was learnt."""
     place = folder / uuid.uuid4().hex
     place.mkdir()
-    one = len(segmented.classes) == 1
-    pixels = (segmented.mask * 255 if one else segmented.labels).astype(np.uint8)
-    Image.fromarray(pixels).save(place / "mask.png")
+    label_picture(segmented.labels, len(segmented.classes)).save(place / "mask.png")
     files = []
     for number, support in enumerate(learned, start=1):
         tame = "".join(c if c.isalnum() or c in "-_" else "_" for c in support.name)
@@ -179,7 +182,7 @@ def build(segmenter: Segmenter, folder: Path, pictures: Sequence[str] = ()) -> g
         name: str, drawing: dict[str, Any] | None, reading: str, mask_file: str | None, examples: list[Example]
     ) -> Any:
         more = _told(lambda: with_example(examples, marked(name, drawing, READINGS[reading], mask_file)))
-        return more, [shown(example) for example in more], None, None
+        return more, [shown(example) for example in more]
 
     def remove(examples: list[Example]) -> Any:
         return examples[:-1], [shown(example) for example in examples[:-1]]
@@ -204,7 +207,8 @@ def build(segmenter: Segmenter, folder: Path, pictures: Sequence[str] = ()) -> g
                 gr.Markdown("### 1 · Examples: mark the object")
                 editor = gr.ImageEditor(
                     label="Picture", type="pil", sources=("upload", "clipboard"), transforms=(), layers=False,
-                    brush=gr.Brush(colors=[BRUSH], default_color=BRUSH, color_mode="fixed"), height=480,
+                    brush=gr.Brush(default_size=BRUSH_PX, colors=[BRUSH], default_color=BRUSH, color_mode="fixed"),
+                    height=480,
                     buttons=[], format="png", elem_id="editor",
                 )  # fmt: skip
                 reading = gr.Radio(list(READINGS), value=next(iter(READINGS)), label="Strokes are", elem_id="reading")
@@ -236,8 +240,9 @@ def build(segmenter: Segmenter, folder: Path, pictures: Sequence[str] = ()) -> g
                 found = gr.Markdown(elem_id="found")
                 mask = gr.DownloadButton("Mask (PNG)", interactive=False, elem_id="mask")
                 learned = gr.File(label="Learnt classes (for mshnet segment --learned)", elem_id="learned", height=110)
-        editor.upload(smaller, editor, editor, show_progress="hidden")
-        adding.click(add, [name, editor, reading, mask_file, examples], [examples, gallery, editor, mask_file])
+        added = adding.click(add, [name, editor, reading, mask_file, examples], [examples, gallery])
+        # Apart: an editor that waits for a change of its own would go on to show that it does.
+        added.success(lambda: (None, None), None, [editor, mask_file], show_progress="hidden")
         removing.click(remove, examples, [examples, gallery])
         segmenting.click(segment, [examples, query], [result, found, mask, learned], concurrency_limit=1)
     return page
