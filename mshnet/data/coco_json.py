@@ -167,12 +167,13 @@ class CocoJsonSource(Source):
         crowds = sum(bool(a.iscrowd) for a in content.annotations)
         used = {_key(a.category_id) for a in content.annotations}
         empty = [name for key, name in self._categories.items() if key not in used]
+        which = ", ".join(map(repr, empty[:10]))
         named = {self._files(image.file_name) for image in content.images}
         others = sum(is_picture(path) and path not in named for path in self._sizes)
         found = (
             (bare, f"{bare:,} image(s) of the JSON have no annotation and take no part"),
             (crowds, f"{crowds:,} annotation(s) of crowds are skipped"),
-            (len(empty), f"{len(empty):,} categories have no annotation: {', '.join(map(repr, empty[:10]))}"),
+            (len(empty), f"{len(empty):,} of {len(self._categories):,} categories have no annotation: {which}"),
             (others, f"{others:,} picture(s) of the folder are not in the JSON"),
         )
         return tuple(text for count, text in found if count)

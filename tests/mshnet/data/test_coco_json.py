@@ -109,7 +109,7 @@ def test_what_is_left_aside_is_said(awkward: Awkward) -> None:
         assert source_of(awkward).remarks() == (
             "1 image(s) of the JSON have no annotation and take no part",
             "2 annotation(s) of crowds are skipped",
-            "1 categories have no annotation: 'unused'",
+            "1 of 7 categories have no annotation: 'unused'",
             "1 picture(s) of the folder are not in the JSON",
         )
     finally:
