@@ -287,7 +287,8 @@ def _percent(share: float) -> str:
 
 def words(choice: Mapping[str, Any]) -> str:
     """A proposal in a sentence."""
-    parts = [f"{', '.join(names)} become {name!r}" for name, names in choice["merge"].items()]
+    parts = [f"one class {name!r} of {', '.join(names)}" for name, names in choice["merge"].items()]
     if choice["leave_out"]:
-        parts.append(f"{', '.join(choice['leave_out'])} left out")
-    return "; ".join(parts) or "all classes as they are"
+        parts.append(f"without {', '.join(choice['leave_out'])}")
+    text = "; ".join(parts) or "all classes as they are"
+    return text[:1].upper() + text[1:]

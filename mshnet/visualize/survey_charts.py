@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from jaxtyping import Int64
@@ -13,6 +15,7 @@ from mshnet.visualize.charts import dress, figure_of, rendered
 from mshnet.visualize.style import FOLD_COLOURS
 
 LONGEST_NAME = 26
+LACKING = "□"
 GREY = "#9aa0a6"
 
 
@@ -54,7 +57,9 @@ def class_chart(rows: Sequence[ClassBar], limit: float) -> bytes:
     left.set_ylim(len(rows) - 0.4, -0.6)
     left.margins(x=0.16)
     right.set_xscale("log")
+    right.set_xlim(_decade_below(min([limit, *(row.share[0] for row in rows if row.share)])), 110)
     right.xaxis.set_major_formatter(lambda value, _: f"{value:g} %")
+    right.xaxis.set_minor_formatter("")
     right.axvline(100 * limit, color=GREY, linewidth=1, linestyle="--")
     dress(left, "images that show the class", "images", "")
     dress(right, "of a picture that its objects cover", "", "")
@@ -115,9 +120,24 @@ def together_chart(names: Sequence[str], together: Int64[np.ndarray, "c c"]) -> 
 
 
 def plain(name: str) -> str:
-    """A name as a chart takes it: short, on one line, and no formula."""
+    """A name as a chart takes it: short, on one line, no formula; a box for a character that the font lacks."""
     short = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
-    return " ".join(short.split()).replace("$", r"\$")
+    known = _known_characters()
+    drawn = "".join(c if ord(c) in known else LACKING for c in " ".join(short.split()))
+    return drawn.replace("$", r"\$")
+
+
+@cache
+def _known_characters() -> frozenset[int]:
+    """Of the font that matplotlib draws with: of each other character it would warn."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    return frozenset(get_font(findfont(FontProperties())).get_charmap())
+
+
+def _decade_below(share: float) -> float:
+    """In %: from there to 100 % it is two powers of ten or more, so that the axis has labels."""
+    return min(1.0, 10.0 ** math.floor(math.log10(max(100 * share, 1e-4))))
 
 
 def _colour(fold: int | None) -> str:
