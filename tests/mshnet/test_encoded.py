@@ -1,4 +1,4 @@
-"""What a service is sent: read as it was meant, named where it cannot be. More of it: tests/pipelines/test_serving.py."""
+"""What a service is sent: read as it was meant, named where it cannot be. More: tests/pipelines/test_serving.py."""
 
 from __future__ import annotations
 
