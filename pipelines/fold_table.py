@@ -147,6 +147,19 @@ def facts(result: CrossValidation) -> list[Fact]:
     return [Fact(name=name, here=here, paper=paper if there else NO_PAPER_ROW) for name, here, paper in pairs]
 
 
+def fact_table(result: CrossValidation) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of `facts`; of one's own data the paper says nothing."""
+    found = facts(result)
+    if not beside_paper(result):
+        return ["", "here"], [[fact.name, fact.here] for fact in found]
+    return ["", "here", "paper"], [[fact.name, fact.here, fact.paper] for fact in found]
+
+
+def beside_paper(result: CrossValidation) -> bool:
+    """Whether a reader would look for the paper's numbers: on any data but their own."""
+    return result.dataset not in OWN_DATASETS
+
+
 def _by_fold(folds: Sequence[FoldResult], values: Sequence[str]) -> str:
     if len(set(values)) <= 1:
         return values[0] if values else NOTHING
@@ -159,7 +172,7 @@ def setting(result: CrossValidation) -> str:
     network = f"{result.backbone}, {similarity}"
     if result.architecture != "mshnet":
         network = f"{result.backbone}, {network_name(result.architecture)}"
-    own = result.config.get("own", {}) if result.dataset in OWN_DATASETS else {}
+    own = {} if beside_paper(result) else result.config.get("own", {})
     data, folds = own.get("data_name") or result.dataset, own.get("fold_count", FOLDS)
     return f"{data}, {network}, {result.shot}-shot, {result.image_size_px} px, {len(result.folds)} of {folds} folds"
 
@@ -183,6 +196,6 @@ def fold_table_text(result: CrossValidation) -> str:
         lines.append(line(row.label, row.cells))
         if row.key in intervals:
             lines.append(line("  95 % interval", intervals[row.key]))
-    if not paper_row(result) and result.dataset not in OWN_DATASETS:
+    if beside_paper(result) and not paper_row(result):
         lines.append(f"{'paper':<{width}}  {NO_PAPER_ROW}")
     return "\n".join([*lines, rule])

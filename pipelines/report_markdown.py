@@ -9,7 +9,8 @@ from pipelines import report_sections as sections
 from pipelines.fold_table import (
     CHOSEN_ON_TEST_NOTE,
     NO_PAPER_ROW,
-    facts,
+    beside_paper,
+    fact_table,
     interval_text,
     paper_row,
     percent,
@@ -36,7 +37,7 @@ def markdown(result: CrossValidation, pictures: Mapping[str, bytes]) -> Iterator
     yield from (f"# {escaped(result.name)}", "", escaped(setting(result)), "", "mIoU on novel classes, %:", "")
     yield from _fold_table(result)
     yield from ("", "## How it was measured", "", "Numbers compare only where these agree.", "")
-    yield from table(["", "here", "paper"], [[f.name, f.here, f.paper] for f in facts(result)])
+    yield from table(*fact_table(result))
     for heading, text, of in sections.SECTIONS:
         if found := of(result):
             yield from ("", f"## {heading}", "", f"{text}{_note(result)}.")
@@ -88,7 +89,7 @@ def _fold_table(result: CrossValidation) -> Iterator[str]:
         rows.append([row.label, *row.cells])
         if row.intervals:
             rows.append(["95 % interval", *(interval_text(known) for known in row.intervals)])
-    if not paper_row(result):
+    if beside_paper(result) and not paper_row(result):
         rows.append(["paper", *([NO_PAPER_ROW] + [""] * (len(table_header(result)) - 1))])
     yield from table(["", *table_header(result)], rows)
 

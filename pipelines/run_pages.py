@@ -12,7 +12,7 @@ from pipelines.fold_table import (
     CHOSEN_ON_TEST_NOTE,
     LABELS,
     NOTHING,
-    facts,
+    fact_table,
     in_percent,
     interval_text,
     percent,
@@ -152,7 +152,7 @@ def of_cross_validation(result: CrossValidation, links: dict[str, str]) -> str:
         "",
         INTERVALS,
         "",
-        *table(["", "here", "paper"], [[fact.name, fact.here, fact.paper] for fact in facts(result)]),
+        *table(*fact_table(result)),
         "",
         f"Commit `{escaped(result.git_commit)}`, data `{escaped(result.fingerprints.get('data', ''))[:12]}`. "
         "Artifacts: `report/`, `cross_validation.json`, `config.json`.",

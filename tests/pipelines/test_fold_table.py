@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from pipelines.fold_table import facts, fold_table_text, setting, table_rows
+from pipelines.fold_table import fact_table, facts, fold_table_text, setting, table_rows
 from pipelines.results import CrossValidation, Interval, mean
 from tests.pipelines.tracked_runs import configuration, folds
 
@@ -75,3 +75,15 @@ def test_the_facts_beside_the_number_are_the_protocol_s() -> None:
     assert found["test episodes"] == "published draw, 1000 episodes, 1-shot, square 473 px"
     assert found["split lists"] == "lists:4f2c1a9be07d"
     assert found["training images with a novel class"] == "left out"
+
+
+def test_beside_ones_own_data_nothing_is_said_of_the_paper() -> None:
+    own = result(dataset="coco-json", config={"own": {"data_name": "parts", "fold_count": 7}})
+    assert setting(own) == "parts, resnet50, both similarities, 1-shot, 473 px, 4 of 7 folds"
+    assert setting(result(dataset="fss", config={"own": {"data_name": "", "fold_count": 1}})).startswith("fss, ")
+    assert "paper" not in fold_table_text(own)
+    header, rows = fact_table(own)
+    assert (header, rows[0][0], len(rows[0])) == (["", "here"], "test episodes", 2)
+    other = result(dataset="shapes")
+    assert "not in the paper" in fold_table_text(other)
+    assert fact_table(other)[0] == ["", "here", "paper"]
