@@ -92,7 +92,8 @@ def label_picture(labels: Integer[np.ndarray, "H W"], classes: int) -> Image.Ima
 
 
 def _numbers(classes: Sequence[str]) -> bytes:
-    return json.dumps({name: i + 1 for i, name in enumerate(classes)}, ensure_ascii=False, indent=2).encode()
+    numbers = {name: i + 1 for i, name in enumerate(classes)}
+    return f"{json.dumps(numbers, ensure_ascii=False, indent=2)}\n".encode()
 
 
 def _png(picture: Image.Image, origin: dict[str, str]) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Integer, UInt8
@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Colour = tuple[int, int, int]
-# Okabe and Ito's, the strongest first: told apart with any colour vision.
+# First a magenta that skin, fur, wood, grass and sky have not; then Okabe and Ito's, told apart with any colour vision.
 _COLOURS: tuple[Colour, ...] = (
-    (213, 94, 0), (0, 114, 178), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233), (240, 228, 66),
+    (216, 27, 140), (0, 114, 178), (230, 159, 0), (0, 158, 115), (86, 180, 233), (213, 94, 0), (240, 228, 66),
 )  # fmt: skip
 TINT = 0.45
 """Share of the class's colour inside of its outline."""
+SMALLEST_TEXT_PX = 9
 
 
 def class_colour(index: int) -> Colour:
@@ -35,7 +36,7 @@ def class_colour(index: int) -> Colour:
 def label_overlay(
     image: UInt8[np.ndarray, "H W 3"], labels: Integer[np.ndarray, "_ _"], classes: Sequence[str], legend: bool = True
 ) -> Image.Image:
-    """The picture with every class tinted and outlined; no pixel outside of them changes.
+    """The picture with every class tinted and outlined, a white line within; no pixel outside of them changes.
 
     `labels` is 0 on the background and i + 1 on `classes[i]` (of a mask: `mask.astype(int)` and one name). The legend
     is a strip below the picture, H stays as it is above it: names and shares of the picture. Raises InputError where
@@ -48,7 +49,7 @@ def label_overlay(
     if labels.max(initial=0) > len(classes):
         raise InputError(f"expected labels up to {len(classes)}, one for each class, found {labels.max()}")
     drawn = image.copy()
-    width = max(2, min(labels.shape) // 250)
+    width = max(1, round(min(labels.shape) / 200))
     for index in range(len(classes)):
         mask = labels == index + 1
         if mask.any():
@@ -64,8 +65,12 @@ def _draw(pixels: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"], col
     # A margin of a pixel, so that the edge is seen; none at the picture's border, which is no edge.
     box = (slice(max(rows[0] - 1, 0), rows[-1] + 2), slice(max(columns[0] - 1, 0), columns[-1] + 2))
     part, inside = pixels[box], mask[box]
-    part[inside] = np.rint((1 - TINT) * part[inside] + TINT * np.array(colour)).astype(np.uint8)
-    part[inside & ~_eroded(inside, width)] = colour
+    for channel, value in enumerate(colour):
+        tinted = np.rint((1 - TINT) * np.arange(256) + TINT * value).astype(np.uint8)
+        part[inside, channel] = tinted[part[inside, channel]]
+    core = _eroded(inside, width)
+    part[core & ~_eroded(core, max(1, width // 2))] = PAPER
+    part[inside & ~core] = colour
 
 
 def _eroded(mask: Bool[np.ndarray, "h w"], width: int) -> Bool[np.ndarray, "h w"]:
@@ -92,9 +97,11 @@ def _with_legend(pixels: UInt8[np.ndarray, "H W 3"], classes: Sequence[str], sha
     from PIL import Image, ImageDraw
 
     height, width = pixels.shape[:2]
-    text_px = min(40, max(12, width // 32))
-    face, pad = font(text_px), text_px // 2
     entries = [f"{name}  {100 * share:.1f} %" for name, share in zip(classes, shares, strict=True)]
+    text_px = _text_size(entries, width)
+    face, pad = font(text_px), text_px // 2
+    room_px = width - 2 * text_px
+    entries = [_cut(name, f"  {100 * s:.1f} %", face, room_px) for name, s in zip(classes, shares, strict=True)]
     places, line_px = [], text_px + pad
     left, top = pad, pad
     for entry in entries:
@@ -111,3 +118,19 @@ def _with_legend(pixels: UInt8[np.ndarray, "H W 3"], classes: Sequence[str], sha
         middle = height + y + text_px // 2
         draw.text((x + text_px + pad, middle), entry, fill=INK, font=face, anchor="lm")
     return out
+
+
+def _text_size(entries: Sequence[str], width: int) -> int:
+    """By the picture's width, less where the longest entry would not fit, but still to be read."""
+    size = min(40, max(12, width // 32))
+    while size > SMALLEST_TEXT_PX and max(map(font(size).getlength, entries)) + 2 * size > width:
+        size -= 1
+    return size
+
+
+def _cut(name: str, share: str, face: Any, room_px: int) -> str:
+    """The entry, its name shortened where it is longer than the room."""
+    kept = name
+    while kept and face.getlength(f"{kept}{share}") > room_px:
+        kept = kept.removesuffix("…")[:-1].rstrip() + "…" if len(kept) > 1 else ""
+    return f"{kept}{share}"

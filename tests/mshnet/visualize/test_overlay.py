@@ -26,11 +26,12 @@ def test_a_class_is_tinted_and_outlined_and_nothing_else_changes() -> None:
     edge[100:200, 50:150] = True
     edge[102:198, 52:148] = False
     assert (drawn[edge] == class_colour(0)).all(), "two pixels of outline"
-    inside = (slice(102, 198), slice(52, 148))
+    assert (drawn[102, 52:148] == 255).all(), "a white line within it, seen on any ground"
+    inside = (slice(103, 197), slice(53, 147))
     expected = (1 - TINT) * image[inside] + TINT * np.array(class_colour(0))
     assert np.abs(drawn[inside] - expected).max() <= 0.5
-    corner = drawn[:58, 422:]
-    expected = (1 - TINT) * image[:58, 422:] + TINT * np.array(class_colour(1))
+    corner = drawn[:57, 423:]
+    expected = (1 - TINT) * image[:57, 423:] + TINT * np.array(class_colour(1))
     assert np.abs(corner - expected).max() <= 0.5, "the picture's border is no edge"
     assert (drawn[58:60, 420:] == class_colour(1)).all()
 
@@ -40,8 +41,11 @@ def test_the_outline_grows_with_the_picture() -> None:
     labels[500:2000, 500:2000] = 1
     drawn = np.asarray(label_overlay(image, labels, ["x"], legend=False))
     full = (drawn == class_colour(0)).all(2)
-    assert full[1000, 500:2000].nonzero()[0].tolist() == [*range(10), *range(1490, 1500)]
-    assert full[500:2000, 1000].nonzero()[0].tolist() == [*range(10), *range(1490, 1500)]
+    edges = [*range(12), *range(1488, 1500)]
+    assert full[1000, 500:2000].nonzero()[0].tolist() == edges
+    assert full[500:2000, 1000].nonzero()[0].tolist() == edges
+    white = (drawn == 255).all(2)
+    assert white[1000, 500:2000].nonzero()[0].tolist() == [*range(12, 18), *range(1482, 1488)]
 
 
 def test_the_legend_is_below_and_names_every_class() -> None:
