@@ -327,11 +327,7 @@ def _sealed(wanted: Prediction, inputs: _Inputs, queries: list[Query]) -> Mappin
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Exit codes: 0 done, 1 failed, or done but for pictures that cannot be read; 2 usage."""
     prog = "predict.py"
-    try:
-        given = tyro.cli(Prediction, args=argv, prog=prog, description=DESCRIPTION)
-    except InputError as error:
-        print(f"{prog}: {error}", file=sys.stderr)
-        return 2
+    given = tyro.cli(Prediction, args=argv, prog=prog, description=DESCRIPTION)
     from pipelines import job
 
     unreadable = 0

@@ -10,14 +10,13 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from mshnet.commands.examples import Precision, open_segmenter
 from mshnet.errors import InputError
 
 if TYPE_CHECKING:
     from mshnet.predict import Segmenter
-
-Precision = Literal["float32", "bfloat16"]
 
 MOST_PICTURES = 24
 
@@ -71,13 +70,10 @@ def _pictures(folder: str) -> list[str]:
 
 
 def _segmenter(model: str, learned: tuple[str, ...], device: str, precision: Precision, uri: str) -> Segmenter:
-    from mshnet.predict import Segmenter, SupportSet
+    from mshnet.predict import SupportSet
 
     supports = [SupportSet.load(path) for path in learned]
-    if model.startswith("models:/"):
-        segmenter = Segmenter.from_registry(model, tracking_uri=uri, device=device, precision=precision)
-    else:
-        segmenter = Segmenter.from_checkpoint(model, device=device, precision=precision)
+    segmenter = open_segmenter(model, device, precision, uri)
     for support in supports:
         segmenter.add(support)
     return segmenter
