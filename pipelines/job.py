@@ -134,7 +134,7 @@ def run(config: CrossValidationConfig, dry_run: bool, wanted: Wanted) -> list[An
     with joined(config, looks=not dry_run, trains=trains):
         LOG.info("scanning %s", config.source)
         scanned = scan.scan(config, record=not dry_run)
-        targets = _with_data_report(wanted) if trains else wanted
+        targets = with_data_report(wanted) if trains else wanted
         planned = dag.plan(targets(build(config, scanned, weights)))
         if dry_run:
             print("\n".join(planned.lines()), file=sys.stderr)
@@ -150,7 +150,7 @@ def run(config: CrossValidationConfig, dry_run: bool, wanted: Wanted) -> list[An
         return results[: len(wanted(graph))]
 
 
-def _with_data_report(wanted: Wanted) -> Wanted:
+def with_data_report(wanted: Wanted) -> Wanted:
     """The same and, last, the data report of one's own data, where anything at all is to do."""
 
     def targets(graph: Graph) -> Sequence[Stage]:
