@@ -30,6 +30,10 @@ SIDE = 65
 
 @pytest.fixture(scope="module")
 def model() -> MSHNet:
+    return undecided()
+
+
+def undecided() -> MSHNet:
     """Random weights, the head's bias set so that about half of `episode()`'s query is object."""
     torch.manual_seed(0)
     model = MSHNet(ModelConfig(backbone="resnet18")).eval()
