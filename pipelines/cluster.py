@@ -64,6 +64,8 @@ def connected(address: str = "", environment: Mapping[str, str] = NOTHING) -> It
         # Despite its name, what makes a local cluster on any system listen on loopback only.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # this machine is not on loan
+        # Ray Train's minute is soon over on a machine that is busy, and no other node will come.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
     import ray
 
     if ray.is_initialized():
