@@ -280,6 +280,24 @@ def test_of_two_jobs_that_race_for_a_result_one_wins_and_the_other_says_so(
     assert storage.read_json(seal.result) == {"value": 7}
 
 
+@pytest.mark.cluster
+@pytest.mark.usefixtures("cluster")
+def test_what_a_stage_says_is_told_before_what_comes_after_it_begins(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def told(result: Mapping[str, Any]) -> str:
+        later = storage.exists(f"{tmp_path}/later/scratch/state.bin")
+        return f"found {result['value']}, {'too late' if later else 'in time'}"
+
+    first = counting(tmp_path, "first", says=told)
+    later = counting(tmp_path, "later", after=(first,))
+    with caplog.at_level("INFO", "pipelines.dag"):
+        dag.execute([later, first])
+        assert caplog.messages == ["first: found 1, in time"]
+        dag.execute([later, first])
+    assert len(caplog.messages) == 1  # done before: nothing new to say
+
+
 def half(root: str, number: int) -> float:
     if number % 2:
         raise InputError(f"expected an even number, found {number}")
