@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Precision = Literal["float32", "bfloat16"]
 Examples = tuple[list[UInt8[np.ndarray, "_ _ 3"]], list[Bool[np.ndarray, "_ _"]]]
 _EXIF_ORIENTATION = 0x0112
-_REGISTERED = re.compile(r"[a-z][a-z0-9+.-]*:/(?!/)")
+_REGISTERED = re.compile(r"[a-z][a-z0-9+.-]+:/(?!/)")
 """Of an address such as models:/NAME/3; a URI of files has two slashes."""
 
 

@@ -107,8 +107,8 @@ def command(settings: Annotated[Segment, tyro.conf.arg(name="")]) -> None:
     out = Path(settings.out)
     queries = find_queries(settings.query, out, settings.overlay)
     examples = read_examples(settings.support) if settings.support else None
-    segmenter = open_segmenter(settings.model, settings.device, settings.precision, settings.tracking_uri)
     supports = _supports(settings)
+    segmenter = open_segmenter(settings.model, settings.device, settings.precision, settings.tracking_uri)
     for support in supports:
         segmenter.add(support)
     if examples is not None:
