@@ -19,7 +19,8 @@ from mshnet.errors import InputError
 ImageInput = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 """A path or URI (turned upright by its EXIF orientation), a PIL picture, a uint8 array (H, W, 3) or (H, W), or a uint8
 tensor (3, H, W); all but files are taken as their pixels lie."""
-MaskInput = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor | Mapping[str, Any] | Sequence[Sequence[float]]
+Polygon = Sequence[float | int]
+MaskInput = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor | Mapping[str, Any] | Sequence[Polygon]
 """A file (`mask.png`, `labels.png#3`, `annotations.json#category`, `polygons.json`), a PIL picture, a bool or integer
 array or tensor (H, W), a COCO RLE (a mapping with `size` and `counts`), or polygons, each x, y, x, y, ... in pixels.
 What is not 0 is the object."""

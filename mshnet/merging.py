@@ -54,10 +54,12 @@ class BlockConv(nn.Module):
             total: Tensor = sum(others, start=first)
             return total / similarity.shape[1] if others else total
         shots = similarity.shape[1]
+        mean: Tensor
         if shots <= SHOTS_TOGETHER:
-            return self._each(similarity).mean(1)
-        sums = [self._each(part).sum(1) for part in similarity.split(SHOTS_TOGETHER, dim=1)]
-        mean: Tensor = torch.stack(sums).sum(0) / shots
+            mean = self._each(similarity).mean(1)
+        else:
+            sums = [self._each(part).sum(1) for part in similarity.split(SHOTS_TOGETHER, dim=1)]
+            mean = torch.stack(sums).sum(0) / shots
         return mean
 
     def _each(self, similarity: Float[Tensor, "b k l h w"]) -> Float[Tensor, "b k c h w"]:

@@ -59,3 +59,9 @@ FOLDED_FLOAT32 = Tolerance(1e-5, "a level's largest magnitude", "batch norm in t
 FOLDED_BFLOAT16 = Tolerance(
     3e-2, "a level's largest magnitude", "8 bits in every weight and activation of up to fifty convolutions"
 )
+SAME_PREDICTION = Tolerance(
+    1e-5, "1, or the logits' largest", "float32: the same sums over shots or windows in another order"
+)
+BFLOAT16_PREDICTION = Tolerance(
+    0.2, "1, on average", "8 bits in every activation of random weights, scaled up so that pixels differ"
+)
