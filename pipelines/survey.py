@@ -28,7 +28,7 @@ from pipelines.survey_page import CHOICE, NUMBERS, PAGE, TEXT, WEIGHTS, DataRepo
 if TYPE_CHECKING:
     from mshnet.data.folds import Partition
     from mshnet.data.source import LabelledImage, Source
-    from mshnet.data.survey import FoldPairs, Problem, Remark, SurveyedImage
+    from mshnet.data.survey_facts import FoldPairs, Problem, Remark, SurveyedImage
     from pipelines.survey_page import Load
 
 CODE_VERSION = 1
@@ -80,7 +80,7 @@ def survey_store(
 ) -> Mapping[str, Any]:
     """The stage: counts from the store's labels, pictures from its images."""
     from mshnet.data.store.images import ImageStore
-    from mshnet.data.survey import SurveyedImage
+    from mshnet.data.survey_facts import SurveyedImage
 
     images = ImageStore(store)
     seen = []
@@ -140,7 +140,7 @@ def survey_source(config: CrossValidationConfig, out: str, small: Small = "leave
 
     Raises InputError where the source is absent, its classes are not clear, or none of its images can be used.
     """
-    from mshnet.data.survey import Problem, Remark
+    from mshnet.data.survey_facts import Problem, Remark
     from mshnet.data.survey_walk import twice, walk
     from pipelines import progress, scan
 
@@ -248,7 +248,7 @@ def _folds(
     config: CrossValidationConfig, names: tuple[str, ...], seen: Sequence[SurveyedImage]
 ) -> tuple[Partition | None, list[FoldPairs], list[Problem]]:
     """What each fold trains and tests on, or why it cannot be said."""
-    from mshnet.data.survey import Problem
+    from mshnet.data.survey_facts import Problem
 
     images = Counter(names[c] for image in seen for c in image.pixels)
     pairs: list[FoldPairs] = []

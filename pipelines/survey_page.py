@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from mshnet.data.expectations import Expectation, words
-from mshnet.data.survey import ClassFacts, Survey
+from mshnet.data.survey_facts import ClassFacts, Survey
 from pipelines.markdown import escaped, table
 from pipelines.pages import rendered
 from pipelines.report_page import inline_pictures
@@ -233,7 +233,7 @@ def charts(found: Survey) -> dict[str, bytes]:
     """PNG files by name."""
     import numpy as np
 
-    from mshnet.data.survey import TINY_PX
+    from mshnet.data.survey_facts import TINY_PX
     from mshnet.visualize.survey_charts import class_chart, size_chart, together_chart
 
     frequent = sorted(found.classes, key=lambda c: (-c.large_enough, -c.images, c.class_id))

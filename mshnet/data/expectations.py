@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mshnet.data.survey import FoldFacts, Survey
+from mshnet.data.survey_facts import FoldFacts, Survey
 
 Weight = Literal["stops", "look", "note"]
 """The job refuses; worth a look before days of training; good to know."""

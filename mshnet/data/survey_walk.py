@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from mshnet.data.source import ImageRecord, Source
-from mshnet.data.survey import Problem, SurveyedImage
+from mshnet.data.survey_facts import Problem, SurveyedImage
 from mshnet.errors import InputError
 
 AHEAD = 4

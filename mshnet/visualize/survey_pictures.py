@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from mshnet.data.survey import SurveyedImage
+from mshnet.data.survey_facts import SurveyedImage
 from mshnet.errors import InputError
 from mshnet.visualize.panels import framed
 from mshnet.visualize.style import CAPTION, GAP_PX, INK, PAPER, PREDICTION_RGB, TEXT_PX, TILE_PX, font

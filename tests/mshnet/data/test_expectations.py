@@ -9,7 +9,8 @@ import pytest
 
 from mshnet.data.class_choice import ClassChoice
 from mshnet.data.expectations import class_choice, expectations, words
-from mshnet.data.survey import Few, FoldFacts, Problem, Survey, SurveyedImage, survey
+from mshnet.data.survey import survey
+from mshnet.data.survey_facts import Few, FoldFacts, Problem, Survey, SurveyedImage
 
 NAMES = tuple(f"class {c}" for c in range(12))
 

@@ -13,7 +13,8 @@ from mshnet.data.own import OwnData
 from mshnet.data.shapes_own import write_coco_json
 from mshnet.data.source import Source, open_source
 from mshnet.data.splits import derive_split_lists, own_split_lists, without_novel
-from mshnet.data.survey import FoldPairs, Problem, Survey, SurveyedImage, fold_pairs, survey
+from mshnet.data.survey import fold_pairs, survey
+from mshnet.data.survey_facts import FoldPairs, Problem, Survey, SurveyedImage
 from mshnet.data.survey_walk import twice, walk
 from mshnet.errors import InputError
 

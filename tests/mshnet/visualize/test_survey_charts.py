@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mshnet.data.survey import SurveyedImage
+from mshnet.data.survey_facts import SurveyedImage
 from mshnet.errors import InputError
 from mshnet.visualize.style import TILE_PX
 from mshnet.visualize.survey_charts import ClassBar, class_chart, plain, size_chart, together_chart
