@@ -38,6 +38,7 @@ READINGS: Mapping[str, Reading] = {
     "box around each stroke": "box",
 }
 BRUSH, BRUSH_PX = "#ff2d55", 6
+GIVEN = "To keep: the mask; the classes, for mshnet segment --learned"
 TITLE = "Segment a new class by examples"
 STYLE = f"""
 footer {{display: none !important}}
@@ -147,17 +148,17 @@ def shown(example: Example) -> tuple[Image.Image, str]:
     return label_overlay(example.image, example.mask.astype(np.int64), (example.name,), legend=False), example.name
 
 
-def written(segmented: Segmented, learned: Sequence[SupportSet], folder: Path) -> tuple[str, list[str]]:
-    """The mask (PNG: 0 and 255 for one class, else labels) and a file of each class that was learnt."""
+def written(segmented: Segmented, learned: Sequence[SupportSet], folder: Path) -> list[str]:
+    """Files of the mask (PNG: 0 and 255 for one class, else labels) and of each class that was learnt."""
     place = folder / uuid.uuid4().hex
     place.mkdir()
     label_picture(segmented.labels, len(segmented.classes)).save(place / "mask.png")
-    files = []
+    files = [str(place / "mask.png")]
     for number, support in enumerate(learned, start=1):
         tame = "".join(c if c.isalnum() or c in "-_" else "_" for c in support.name)
         support.save(place / f"{tame}-{number}.safetensors")
         files.append(str(place / f"{tame}-{number}.safetensors"))
-    return str(place / "mask.png"), files
+    return files
 
 
 def summary(segmented: Segmented) -> str:
@@ -193,9 +194,9 @@ def build(segmenter: Segmenter, folder: Path, pictures: Sequence[str] = ()) -> g
                 raise InputError("expected a picture to segment, found none; drop one into its place")
             image = read_picture(query)
             segmented, learned = model.segment(examples, image)
-            mask, files = written(segmented, learned, folder)
+            files = written(segmented, learned, folder)
             overlay = label_overlay(image, segmented.labels.astype(np.int64), segmented.classes)
-            return overlay, summary(segmented), gr.update(value=mask, interactive=True), files or None
+            return overlay, summary(segmented), gr.update(value=files, visible=True)
 
         return _told(work)
 
@@ -222,8 +223,8 @@ def build(segmenter: Segmenter, folder: Path, pictures: Sequence[str] = ()) -> g
                     adding = gr.Button("Add example", variant="primary", elem_id="add")
                     removing = gr.Button("Remove last", elem_id="remove")
                 gallery = gr.Gallery(
-                    label="Examples", columns=MOST_EXAMPLES, height=190, object_fit="contain", interactive=False,
-                    buttons=[], format="png", elem_id="examples",
+                    label="Examples", show_label=False, columns=MOST_EXAMPLES, height=140, object_fit="contain",
+                    interactive=False, buttons=[], format="png", elem_id="examples",
                 )  # fmt: skip
             with gr.Column():
                 gr.Markdown("### 2 · Picture to segment")
@@ -238,13 +239,14 @@ def build(segmenter: Segmenter, folder: Path, pictures: Sequence[str] = ()) -> g
                     label="Result", interactive=False, format="png", buttons=["fullscreen"], elem_id="result"
                 )
                 found = gr.Markdown(elem_id="found")
-                mask = gr.DownloadButton("Mask (PNG)", interactive=False, elem_id="mask")
-                learned = gr.File(label="Learnt classes (for mshnet segment --learned)", elem_id="learned", height=110)
+                files = gr.File(label=GIVEN, elem_id="files", interactive=False, visible=False)
         added = adding.click(add, [name, editor, reading, mask_file, examples], [examples, gallery])
-        # Apart: an editor that waits for a change of its own would go on to show that it does.
-        added.success(lambda: (None, None), None, [editor, mask_file], show_progress="hidden")
+        # Apart: an editor that waits for a change of its own would go on to show that it does. Not None, which it
+        # would take for no change the second time.
+        empty = {"background": None, "layers": [], "composite": None}
+        added.success(lambda: (empty, None), None, [editor, mask_file], show_progress="hidden")
         removing.click(remove, examples, [examples, gallery])
-        segmenting.click(segment, [examples, query], [result, found, mask, learned], concurrency_limit=1)
+        segmenting.click(segment, [examples, query], [result, found, files], concurrency_limit=1)
     return page
 
 

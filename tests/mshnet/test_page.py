@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from PIL import Image
 from mshnet import ModelConfig, MSHNet
 from mshnet.checkpoint import save_model
 from mshnet.data.drawing import draw_scene
+from mshnet.errors import InputError
 from mshnet.predict import Segmenter, SupportSet
 from tests.cluster import browsing
 from tests.object_store import free_port
@@ -155,9 +156,13 @@ def upload(driver: Any, selector: str, file: Path) -> None:
 
 def edit(driver: Any, file: Path) -> None:
     """Put a picture into the empty editor."""
-    until(driver, "an empty editor", lambda: "Upload an image" in css(driver, "#editor")[0].text)
+    until(driver, "an empty editor", lambda: is_empty(driver))
     upload(driver, "#editor", file)
-    until(driver, "the picture in the editor", lambda: "Upload an image" not in css(driver, "#editor")[0].text)
+    until(driver, "the picture in the editor", lambda: not is_empty(driver))
+
+
+def is_empty(driver: Any) -> bool:
+    return "Upload an image" in css(driver, "#editor")[0].text
 
 
 def draw(driver: Any, size: tuple[int, int], points: list[tuple[int, int]]) -> None:
@@ -204,6 +209,7 @@ def test_a_class_is_learnt_from_a_box_and_a_mask_and_found(
     until(driver, "the mask's size", lambda: "⇣" in css(driver, "#mask-file")[0].text)
     click(driver, "#add")
     until(driver, "two examples", lambda: len(css(driver, "#examples img")) == 2)
+    until(driver, "an empty editor", lambda: is_empty(driver))
 
     query = pictures.queries / "ä b.png"
     upload(driver, "#query", query)
@@ -212,7 +218,7 @@ def test_a_class_is_learnt_from_a_box_and_a_mask_and_found(
     until(driver, "what was found", lambda: "highest probability" in text(driver))
     browsing.picture(driver, "page")
 
-    (learned,) = until(driver, "the class", lambda: css(driver, "#learned a[href*=safetensors]"))[:1]
+    (learned,) = until(driver, "the class", lambda: css(driver, "#files a[href$=safetensors]"))
     (tmp_path / "class.safetensors").write_bytes(fetched(learned.get_attribute("href")))
     support = SupportSet.load(tmp_path / "class.safetensors")
     assert (support.name, len(support)) == ("object", 2)
@@ -231,17 +237,13 @@ def test_a_class_is_learnt_from_a_box_and_a_mask_and_found(
     segmenter.add(support)
     expected = segmenter(query).mask * np.uint8(255)
     torch.set_num_threads(threads)
-    mask = np.array(Image.open(io.BytesIO(fetched(mask_address(driver)))))
+    (link,) = css(driver, "#files a[href$='mask.png']")
+    mask = np.array(Image.open(io.BytesIO(fetched(link.get_attribute("href")))))
     np.testing.assert_array_equal(mask, expected)
 
     elsewhere = [url for url in requested(driver) if not url.startswith((address, "data:", "blob:"))]
     assert len(requested(driver)) > 20
     assert elsewhere == []
-
-
-def mask_address(driver: Any) -> str:
-    script = "const e = document.querySelector('#mask'); return (e.closest('a') || e.querySelector('a') || {}).href"
-    return str(until(driver, "the mask's address", lambda: driver.execute_script(script)))
 
 
 def requested(driver: Any) -> list[str]:
@@ -255,3 +257,95 @@ def test_what_is_missing_is_said_on_the_page(driver: Any, address: str) -> None:
     until(driver, "what is missing", lambda: "expected a picture to segment, found none" in text(driver))
     click(driver, "#add")
     until(driver, "what is missing", lambda: "expected a picture to draw on, found none" in text(driver))
+
+
+# Its parts, without a browser ---------------------------------------------------------------------------
+
+
+def drawing(picture: Image.Image, *boxes: tuple[int, int, int, int]) -> dict[str, Any]:
+    """What the editor gives: a picture, and a layer with filled boxes."""
+    layer = Image.new("RGBA", picture.size)
+    for box in boxes:
+        layer.paste((255, 45, 85, 255), box)
+    return {"background": picture.convert("RGBA"), "layers": [layer], "composite": None}
+
+
+def test_an_example_is_what_was_drawn_and_no_larger_than_needed(tmp_path: Path) -> None:
+    from mshnet.page import EXAMPLE_PX, marked
+
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8))
+    example = marked(" scratch ", drawing(picture, (5, 6, 15, 16)), "paint", None)
+    expected = np.zeros((30, 40), dtype=bool)
+    expected[6:16, 5:15] = True
+    assert example.name == "scratch"
+    np.testing.assert_array_equal(example.image, np.asarray(picture))
+    np.testing.assert_array_equal(example.mask, expected)
+
+    Image.fromarray(~expected).save(tmp_path / "mask.png")
+    from_file = marked("scratch", drawing(picture, (5, 6, 15, 16)), "paint", str(tmp_path / "mask.png"))
+    np.testing.assert_array_equal(from_file.mask, ~expected)
+
+    wide = Image.new("RGB", (2 * EXAMPLE_PX, EXAMPLE_PX))
+    large = marked("x", drawing(wide, (0, 0, EXAMPLE_PX, EXAMPLE_PX)), "paint", None)
+    assert large.image.shape == (EXAMPLE_PX // 2, EXAMPLE_PX, 3)
+    assert large.mask.mean() == pytest.approx(0.5)
+
+
+def test_what_is_no_example_is_refused(tmp_path: Path) -> None:
+    from mshnet.page import MOST_CLASSES, MOST_EXAMPLES, marked, with_example
+
+    picture = Image.new("RGB", (40, 30))
+    Image.new("L", (30, 40), 255).save(tmp_path / "turned.png")
+    Image.new("L", (40, 30)).save(tmp_path / "empty.png")
+    for arguments, message in (
+        ((" ", drawing(picture), "paint", None), "expected a name for the class"),
+        (("x", None, "paint", None), "expected a picture to draw on"),
+        (("x", drawing(picture), "paint", None), "expected strokes on the picture"),
+        (("x", drawing(picture), "paint", str(tmp_path / "turned.png")), "40×30, found 30×40"),
+        (("x", drawing(picture), "paint", str(tmp_path / "empty.png")), "expected an object in the mask"),
+    ):
+        with pytest.raises(InputError, match=message):
+            marked(*arguments)
+    one = marked("x", drawing(picture, (1, 1, 9, 9)), "paint", None)
+    examples = [one] * MOST_EXAMPLES
+    with pytest.raises(InputError, match=f"at most {MOST_EXAMPLES} examples of 'x'"):
+        with_example(examples, one)
+    many = [replace(one, name=str(i)) for i in range(MOST_CLASSES)]
+    with pytest.raises(InputError, match=f"at most {MOST_CLASSES} classes"):
+        with_example(many, one)
+    assert len(with_example(many, many[0])) == MOST_CLASSES + 1
+
+
+def test_a_visitors_classes_are_forgotten_and_those_before_stay(model: Path, pictures: Pictures) -> None:
+    from mshnet.page import Example, Model
+
+    image = np.asarray(Image.open(pictures.second).convert("RGB"))
+    mask = np.asarray(Image.open(pictures.second_mask)) > 0
+    segmenter = Segmenter.from_checkpoint(model, device="cpu")
+    with pytest.raises(InputError, match="expected an example, found none"):
+        Model(segmenter).segment([], image)
+    segmenter.learn("before", [image], [mask])
+    page = Model(segmenter)
+    segmented, learned = page.segment([Example("mine", image, mask)], image)
+    assert (segmented.classes, [s.name for s in learned]) == (("mine", "before"), ["mine"])
+    assert segmenter.classes == ("before",)
+    with pytest.raises(InputError, match="before is learnt already"):
+        page.segment([Example("before", image, mask)], image)
+
+
+def test_markup_in_a_name_is_text() -> None:
+    from mshnet.page import _escaped
+
+    assert _escaped("<b>*x*</b>") == "&#60;b&#62;&#42;x&#42;&#60;&#47;b&#62;"
+
+
+def test_the_command_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mshnet.commands import page
+
+    with pytest.raises(InputError, match="expected pictures in"):
+        page.command(model="m", pictures=str(tmp_path))
+    with pytest.raises(InputError, match=r"port must be 1\.\.65535, got 0"):
+        page.command(model="m", port=0)
+    monkeypatch.setattr(page.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'mshnet\[page\]'"):
+        page.command(model="m")
