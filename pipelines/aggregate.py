@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines import provenance, run_metrics, run_pages, storage
+from pipelines import provenance, run_metrics, run_pages, storage, survey
 from pipelines.config import CrossValidationConfig, fingerprint
 from pipelines.dag import Stage
 from pipelines.fold_table import paper_row
@@ -147,6 +147,8 @@ def record(tracker: Tracker, config: CrossValidationConfig, result: CrossValidat
     together = hashes[0] if len(hashes) == 1 else fingerprint(*hashes)
     tracker.set_tags(run_id, provenance.protocol_tags(folds[0].protocol, together))
     links = {"report": tracker.page(run_id, run_pages.REPORT)}
+    if config.is_own:
+        links["data report"] = tracker.page(run_id, survey.ARTIFACT)
     for fold in folds:
         links[f"fold {fold.fold}"] = tracker.page(fold.run_id)
         if fold.model_version:

@@ -37,6 +37,8 @@ PICTURED = 60
 """Classes with examples, the most frequent first."""
 ARTIFACTS = "data_report"
 """Folder of the parent run's artifacts."""
+ARTIFACT = f"{ARTIFACTS}/{PAGE}"
+"""The page among them."""
 
 
 @dataclass(frozen=True, kw_only=True)
