@@ -56,7 +56,7 @@ class Segment:
     tile_px: int = 0
     """Look at large pictures in overlapping windows of this many of their pixels; 0: as a whole."""
     overlap: float = 0.25
-    """Share of a window that lies in the next one too, 0 or more and below 1."""
+    """Share of a window that lies in the next one too, 0..0.75."""
     overwrite: bool = False
     """Make all masks anew. Without it, those that are done already under the same settings are skipped, and a file
     that was made otherwise is left alone: the command ends with an error before it begins."""
@@ -78,8 +78,6 @@ class Segment:
             raise InputError(f"threshold must be 0..1, got {self.threshold}")
         if self.batch_size < 1:
             raise InputError(f"batch_size must be 1 or more, got {self.batch_size}")
-        if self.tile_px < 0 or not 0 <= self.overlap < 1:
-            raise InputError(f"expected tile_px of 0 or more and overlap 0..1, got {self.tile_px} and {self.overlap}")
 
 
 @dataclass
@@ -103,7 +101,10 @@ def command(settings: Annotated[Segment, tyro.conf.arg(name="")]) -> None:
     Submitted again, it does only what is missing. A picture that cannot be read is named, the others are done, and
     the command ends with 1. The last line on stdout says as JSON what was done.
     """
+    from mshnet.tiles import check_tiles
+
     started = time.monotonic()
+    check_tiles(settings.tile_px, settings.overlap)
     out = Path(settings.out)
     queries = find_queries(settings.query, out, settings.overlay)
     examples = read_examples(settings.support) if settings.support else None
@@ -165,7 +166,7 @@ def _fingerprint(settings: Segment, segmenter: Segmenter, supports: list[Support
 def _segment_all(segmenter: Segmenter, settings: Segment, queries: list[Query], results: Results) -> Done:
     done = Done()
     waiting: deque[_Read] = deque()
-    with bar(total=len(queries), desc="segmented", unit="image") as progress:
+    with bar(total=len(queries), desc="pictures", unit="image") as progress:
 
         def missing() -> Iterator[Any]:
             for query in queries:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -170,9 +171,10 @@ def _of_coco(path: str, choice: str, size: tuple[int, int], image_name: str) -> 
     if not choice and len(names) == 1:
         wanted = set(names)
     if not wanted:
-        known = sorted(set(names.values())) or ["none"]
+        known = sorted(set(names.values()))
+        likely = (get_close_matches(choice, known, 1) or known or ["CATEGORY"])[0]
         raise InputError(
-            f"expected a category of '{path}' ({_some(known)}), found {choice!r}; give {path}#{known[0]} or the like"
+            f"expected a category of '{path}' ({_some(known)}), found {choice!r}; is {path}#{likely} meant?"
         )
     image = _image_of(coco.images, image_name, path)
     parts = [

@@ -122,7 +122,7 @@ def _with_legend(pixels: UInt8[np.ndarray, "H W 3"], classes: Sequence[str], sha
 
 def _text_size(entries: Sequence[str], width: int) -> int:
     """By the picture's width, less where the longest entry would not fit, but still to be read."""
-    size = min(40, max(12, width // 32))
+    size = max(12, width // 36)
     while size > SMALLEST_TEXT_PX and max(map(font(size).getlength, entries)) + 2 * size > width:
         size -= 1
     return size

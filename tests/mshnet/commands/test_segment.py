@@ -92,7 +92,7 @@ def test_masks_are_those_of_the_segmenter(files: Path, model: str, capsys: pytes
     said, err = run(capsys, *segment(files, model, "--overlay"))
     assert said["segmented"] == 3
     assert (said["skipped"], said["failed"], said["classes"]) == (0, [], ["object"])
-    assert "segmented: 3/3" in err
+    assert "pictures: 3/3" in err
     segmenter = Segmenter.from_checkpoint(model, device="cpu")
     images, masks = zip(*(example(number) for number in (1, 2)), strict=True)
     segmenter.learn("object", images, masks)
@@ -190,10 +190,20 @@ def test_the_threshold_given_counts(files: Path, model: str, capsys: pytest.Capt
     assert (all_of_it["without_object"], none_of_it["without_object"]) == (0, 3)
 
 
+def test_windows_are_looked_through(files: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run(capsys, *segment(files, model, "--tile-px", 40, "--calibrate"))
+    segmenter = Segmenter.from_checkpoint(model, device="cpu")
+    images, masks = zip(*(example(number) for number in (1, 2)), strict=True)
+    segmenter.learn("object", images, masks, calibrate=True)
+    expected = segmenter(str(files / "queries/a.png"), tile_px=40).mask
+    assert np.array_equal(np.asarray(Image.open(files / "out/a.png")) == 255, expected)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--threshold", 1.5], "threshold must be 0..1"),
+        (["--tile-px", 7], "tile_px must be 33 or more"),
         (["--support", "absent.jpg", "absent.png"], "no file 'absent.jpg'"),
         (["--model", "absent"], "no model under 'absent'"),
         (["--query", "absent"], "no file or folder 'absent'"),

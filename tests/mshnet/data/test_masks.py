@@ -113,8 +113,10 @@ def test_coco_json_by_the_images_name(tmp_path: Path, expected: np.ndarray) -> N
         object_mask(f"{file}#scratch", HEIGHT, WIDTH, "a/x.jpg")
     with pytest.raises(InputError, match="an object '100'"):  # a name before a number
         object_mask(f"{file}#100", HEIGHT, WIDTH, "y z.jpg")
-    with pytest.raises(InputError, match=r"a category of .*\(100, dent, scratch\), found ''; give .*#100"):
+    with pytest.raises(InputError, match=r"a category of .*\(100, dent, scratch\), found ''; is .*#100 meant"):
         object_mask(file, HEIGHT, WIDTH, "y z.jpg")
+    with pytest.raises(InputError, match=r"found 'scrach'; is .*#scratch meant"):
+        object_mask(f"{file}#scrach", HEIGHT, WIDTH, "y z.jpg")
 
 
 def test_one_category_needs_no_name_and_equal_names_are_one_class(tmp_path: Path, expected: np.ndarray) -> None:
