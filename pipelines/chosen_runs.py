@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from mshnet.errors import InputError
 from mshnet.protocols import EPISODES, Protocol
 from pipelines.cells import SHOTS, Table
+from pipelines.fold_table import novel_images
 from pipelines.results import FoldResult
 from pipelines.tracking import flattened
 from pipelines.tracking_search import TrackedRun
@@ -112,7 +113,7 @@ def _of_fold(fold: FoldResult) -> Measured:
             "split lists",
             FIELD_LISTS if protocol.split_lists.startswith("lists:") else protocol.split_lists,
         ),
-        ("training images with a novel class", "left out" if protocol.novel_removed else "kept"),
+        ("training images with a novel class", novel_images(fold)),
     )
 
 

@@ -133,7 +133,7 @@ def facts(result: CrossValidation) -> list[Fact]:
         ("split lists", _by_fold(folds, [f.protocol.split_lists for f in folds]), paper_numbers.SPLIT_LISTS),
         (
             "training images with a novel class",
-            _by_fold(folds, ["left out" if f.protocol.novel_removed else "kept" for f in folds]),
+            _by_fold(folds, [novel_images(f) for f in folds]),
             paper_numbers.NOVEL_IMAGES.get(result.dataset, NOTHING),
         ),
         ("masks", result.mask_mode, paper_numbers.MASK_MODES.get(result.dataset, NOTHING)),
@@ -158,6 +158,13 @@ def fact_table(result: CrossValidation) -> tuple[list[str], list[list[str]]]:
 def beside_paper(result: CrossValidation) -> bool:
     """Whether a reader would look for the paper's numbers: on any data but their own."""
     return result.dataset not in OWN_DATASETS
+
+
+def novel_images(fold: FoldResult) -> str:
+    """What training did with images that show a novel class."""
+    if fold.given:
+        return "not known"
+    return "left out" if fold.protocol.novel_removed else "kept"
 
 
 def _by_fold(folds: Sequence[FoldResult], values: Sequence[str]) -> str:

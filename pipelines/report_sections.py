@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipelines.fold_table import NOTHING, in_percent, interval_text, percent
-from pipelines.results import BASELINES, CrossValidation, EpisodeOutcome, FoldResult, Score
+from pipelines.results import BASELINES, GIVEN, CrossValidation, EpisodeOutcome, FoldResult, Score
 
 CURVES, INTERVALS, SIZES = "curves.png", "intervals.png", "sizes.png"
 """Charts of all folds, by their names beside the page."""
@@ -85,7 +85,9 @@ def class_table(fold: FoldResult) -> Table:
         others = [percent(100 * fold.baselines[key].class_iou.get(name, math.nan)) for key in baselines]
         own = percent(100 * fold.score.class_iou.get(name, math.nan))
         rows.append((name, own, *([interval] if known else []), *others))
-    return Table(("class", "trained", *(["95 % interval"] if known else []), *baselines), tuple(rows))
+    return Table(
+        ("class", GIVEN if fold.given else "trained", *(["95 % interval"] if known else []), *baselines), tuple(rows)
+    )
 
 
 def interval_table(result: CrossValidation) -> Table | None:

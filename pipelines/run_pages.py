@@ -15,6 +15,7 @@ from pipelines.fold_table import (
     fact_table,
     in_percent,
     interval_text,
+    novel_images,
     percent,
     setting,
     table_header,
@@ -129,7 +130,7 @@ class FoldPage:
             ["episodes hash", self.conditions.episodes_hash],
             ["epoch chosen", protocol.selection],
             ["split lists", protocol.split_lists],
-            ["training images with a novel class", "left out" if protocol.novel_removed else "kept"],
+            ["training images with a novel class", novel_images(self.result)],
             ["masks", protocol.mask_mode],
         ]
 

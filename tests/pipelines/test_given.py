@@ -12,10 +12,13 @@ import torch
 from mshnet import ModelConfig, MSHNet
 from mshnet.checkpoint import WEIGHTS_FILE, save_model
 from mshnet.errors import InputError
-from pipelines import given, scan, search, storage
+from pipelines import given, report_markdown, run_metrics, scan, search, storage
 from pipelines.config import CrossValidationConfig
+from pipelines.fold_table import facts, table_rows
 from pipelines.graph import build
+from pipelines.results import GIVEN
 from pipelines.train import TrainedFold
+from tests.pipelines.cross_validation_example import cross_validation_example
 from tests.pipelines.drawn_fold import done, small_config
 
 
@@ -104,6 +107,21 @@ def test_what_is_no_model_is_refused(folder: Path, tmp_path: Path) -> None:
     storage.write_bytes(str(damaged / WEIGHTS_FILE), (folder / WEIGHTS_FILE).read_bytes()[:1000])
     with pytest.raises(InputError, match="cannot be read safely"):
         given.check(given.resolved(config_of(tmp_path, damaged)))
+
+
+def test_every_number_says_that_its_weights_were_given() -> None:
+    result, pictures = cross_validation_example(epochs=2)
+    protocol = replace(result.folds[0].protocol, selection=f"{GIVEN} (training unknown)")
+    folds = [replace(fold, protocol=protocol, history=[]) for fold in result.folds]
+    result = replace(result, folds=folds)
+    assert table_rows(result)[0].label == "MSHNet, given weights"
+    assert {fact.name: fact.here for fact in facts(result)}["training images with a novel class"] == "not known"
+    assert not [name for name in run_metrics.of_cross_validation(result, None) if name in ("mean/miou", "fold0/miou")]
+    assert run_metrics.of_fold(folds[0], None)["test_given_weights/miou"] == pytest.approx(folds[0].score.miou)
+    text = "\n".join(report_markdown.markdown(result, pictures))
+    assert "given weights (training unknown), " in text
+    assert "best epoch" not in text
+    assert "Learning curves" not in text
 
 
 def test_a_search_takes_no_weights(folder: Path, tmp_path: Path) -> None:
