@@ -11,7 +11,8 @@ similarities, weights of the learnable part at random (they do not change the ti
 - five examples new: likewise, with five;
 - eight at a time: examples known, from eight threads.
 
-Time is from the first byte sent to the last received, memory the largest resident size of the server's processes.
+Time is from the first byte sent to the last received, memory the largest resident size of the server's processes. Their
+CPU time hardly depends on what else the machine does.
 Without --record nothing is written to the documentation.
 """
 
@@ -85,11 +86,18 @@ class Server:
 
     def memory_bytes(self) -> int:
         """Resident, of all its processes."""
-        total = 0
+        return int(self._total(lambda process: process.memory_info().rss))
+
+    def cpu_s(self) -> float:
+        """Of all its processes, since they began."""
+        return self._total(lambda process: sum(process.cpu_times()[:2]))
+
+    def _total(self, value: Callable[[psutil.Process], float]) -> float:
+        total = 0.0
         with contextlib.suppress(psutil.NoSuchProcess):
             for process in (self.process, *self.process.children(recursive=True)):
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    total += process.memory_info().rss
+                    total += value(process)
         return total
 
 
@@ -187,6 +195,7 @@ class Way:
     seconds: list[float] = field(default_factory=list)
     whole_s: float = 0.0
     bytes_sent: int = 0
+    cpu_s: float = 0.0
 
     def row(self) -> list[str]:
         """Of the table."""
@@ -197,6 +206,7 @@ class Way:
             f"{statistics.median(ordered):.2f}",
             f"{ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]:.2f}",
             f"{len(ordered) / self.whole_s:.2f}",
+            f"{self.cpu_s / len(ordered):.2f}",
             f"{self.bytes_sent / len(ordered) / 1e6:.2f}",
         ]
 
@@ -211,10 +221,11 @@ def measure(server: Server, way: Way, bodies: Sequence[bytes]) -> Way:
             raise SystemExit(f"expected 200, got {status}: {answer[:500]!r}")
         return time.perf_counter() - start
 
-    start = time.perf_counter()
+    start, used = time.perf_counter(), server.cpu_s()
     with ThreadPoolExecutor(way.at_a_time) as threads:
         way.seconds = list(threads.map(one, bodies))
     way.whole_s, way.bytes_sent = time.perf_counter() - start, sum(map(len, bodies))
+    way.cpu_s = server.cpu_s() - used
     return way
 
 
@@ -272,7 +283,7 @@ def main(arguments: Arguments) -> None:
 
 def report(ways: Sequence[Way], memory_bytes: int, setting: str) -> str:
     """The part of the documentation that is measured."""
-    header = ["", "requests", "median, s", "95 % below, s", "answers/s", "MB sent each"]
+    header = ["", "requests", "median, s", "95 % below, s", "answers/s", "CPU s each", "MB sent each"]
     lines = [f"## {setting} ({time.strftime('%Y-%m-%d')})", "", f"| {' | '.join(header)} |"]
     lines.append("| --- |" + " ---: |" * (len(header) - 1))
     lines += [f"| {' | '.join(way.row())} |" for way in ways]

@@ -16,17 +16,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pycocotools import mask as coco
 
-from mshnet import checkpoint
+from mshnet import ModelConfig, architectures, checkpoint
 from mshnet.encoded import encode
 from mshnet.predict import Segmenter
 from pipelines.tracking import Tracker
 from pipelines.tracking_champion import Contender, crown
 from pipelines.tracking_registry import NewVersion, Registry
 from tests.mshnet.data.test_hostile_data import bomb
-from tests.pipelines.test_served_model import changed, decoded, episode, frame, noise, undecided
+from tests.pipelines.test_served_model import changed, decoded, episode, frame, noise
 from tests.pipelines.test_tracking_registry import CONDITIONS
 
 SIDE = 65
@@ -46,8 +47,11 @@ def benchmark() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the architecture whose masks depend on the examples, and not only on the query, without any training."""
+    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("model")
-    checkpoint.save_model(undecided(), str(folder), {"image_size_px": SIDE})
+    network = architectures.build(ModelConfig(architecture="panet", backbone="resnet18"))
+    checkpoint.save_model(network.eval(), str(folder), {"image_size_px": SIDE})
     return folder
 
 
@@ -69,6 +73,16 @@ def server(
         yield running
 
 
+def scene(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A bright box on a dark, noisy ground, and where it is."""
+    random = np.random.default_rng(seed)
+    picture, mask = noise(60, 70, seed) // 3, np.zeros((60, 70), dtype=np.uint8)
+    top, left = random.integers(5, 30, 2)
+    mask[top : top + 25, left : left + 30] = 1
+    picture[mask > 0] = random.integers(80, 256, 3)
+    return picture, mask
+
+
 def body(rows: Any, **params: Any) -> bytes:
     return json.dumps({"dataframe_split": rows.to_dict(orient="split", index=False), "params": params}).encode()
 
@@ -76,36 +90,30 @@ def body(rows: Any, **params: Any) -> bytes:
 def test_two_hundred_requests_eight_at_a_time_are_all_answered_right(server: Any, model: Path) -> None:
     """Four queries by three sets of examples, PNG and run lengths in turn; every tenth request is malformed."""
     segmenter = Segmenter.from_checkpoint(model)
-    queries = [noise(40 + 7 * i, 70, i) for i in range(4)]
-    asked = []
+    queries = [scene(i)[0] for i in range(4)]
+    examples = [[scene(10 * k + i) for i in range(1, k + 1)] for k in (1, 2, 3)]
+    asked, expected = [], {}
     for number in range(REQUESTS):
-        shots = 1 + number % 3
-        _, supports, masks = episode(shots)
-        query = queries[number % 4]
-        output = ("png", "rle")[number // 4 % 2]
-        rows = frame(query, supports, masks)
+        i, k, output = number % 4, number % 3, ("png", "rle")[number // 4 % 2]
+        rows = frame(queries[i], [image for image, _ in examples[k]], [mask for _, mask in examples[k]])
         if number % 10 == 9:
             rows = rows.assign(query="%%%")
-        asked.append((number % 4, shots, output, body(rows, output=output, threshold=0.5)))
-    expected = {}
-    for shots in (1, 2, 3):
-        _, supports, masks = episode(shots)
-        segmenter.learn("it", supports, masks)
-        expected |= {(i, shots): segmenter(query, classes=["it"]).mask for i, query in enumerate(queries)}
+        asked.append((i, k, output, body(rows, output=output, threshold=0.5)))
+    for k, pairs in enumerate(examples):
+        segmenter.learn("it", [image for image, _ in pairs], [mask for _, mask in pairs])
+        expected |= {(i, k): segmenter(query, classes=["it"]).mask for i, query in enumerate(queries)}
+    assert len({mask.tobytes() for mask in expected.values()}) == len(expected), "so a mix-up would be seen"
 
     with ThreadPoolExecutor(AT_A_TIME) as threads:
         answers = list(threads.map(lambda each: server.ask(each[3]), asked))
     assert Counter(status for status, _ in answers) == {200: REQUESTS * 9 // 10, 400: REQUESTS // 10}
-    for number, ((query, shots, output, _), (status, answer)) in enumerate(zip(asked, answers, strict=True)):
+    for number, ((i, k, output, _), (status, answer)) in enumerate(zip(asked, answers, strict=True)):
         if number % 10 == 9:
             assert (status, "row 0, query: expected base64 text" in json.loads(answer)["message"]) == (400, True)
             continue
         (row,) = json.loads(answer)["predictions"]
         found = decoded(row["mask"]) > 0 if output == "png" else coco.decode(json.loads(row["mask"])) > 0
-        np.testing.assert_array_equal(found, expected[query, shots])
-    assert len({mask.tobytes() for mask in expected.values()}) == len(expected), (
-        "the masks differ, so a mix-up would be seen"
-    )
+        np.testing.assert_array_equal(found, expected[i, k])
 
 
 MALFORMED = {
