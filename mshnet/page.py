@@ -243,7 +243,7 @@ def build(segmenter: Segmenter, folder: Path, pictures: Sequence[str] = ()) -> g
         added = adding.click(add, [name, editor, reading, mask_file, examples], [examples, gallery])
         # Apart: an editor that waits for a change of its own would go on to show that it does. Not None, which it
         # would take for no change the second time.
-        empty = {"background": None, "layers": [], "composite": None}
+        empty: dict[str, Any] = {"background": None, "layers": [], "composite": None}
         added.success(lambda: (empty, None), None, [editor, mask_file], show_progress="hidden")
         removing.click(remove, examples, [examples, gallery])
         segmenting.click(segment, [examples, query], [result, found, files], concurrency_limit=1)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mshnet import ModelConfig, MSHNet
 from mshnet.checkpoint import save_model
@@ -29,6 +29,7 @@ from tests.object_store import free_port
 
 pytest.importorskip("gradio", reason="no gradio here: pip install 'mshnet[page]'")
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+ORIENTATION = 0x0112
 LOOK_S = 180.0
 """On a loaded machine whose browser draws without a GPU."""
 
@@ -59,10 +60,15 @@ class Pictures:
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
     folder = tmp_path_factory.mktemp("pictures")
     (folder / "queries").mkdir()
-    drawn = [draw_scene(np.random.default_rng((7, 10, i)), [10], 256) for i in (3, 1, 10, 11)]
-    names = ("first.png", "second.png", "queries/ä b.png", "queries/c.jpg")
+    drawn = [draw_scene(np.random.default_rng((7, 18, i)), [18], 256) for i in (0, 2, 3, 5)]
+    names = ("first.png", "second.jpg", "queries/ä b.png", "queries/c.jpg")
     for name, (pixels, _) in zip(names, drawn, strict=True):
         Image.fromarray(pixels).save(folder / name)
+    # As a camera that was held upright stores it: lying, with a note to turn it by 90°.
+    turned = Image.Exif()
+    turned[ORIENTATION] = 6
+    lying = Image.fromarray(drawn[1][0]).transpose(Image.Transpose.ROTATE_90)
+    lying.save(folder / names[1], exif=turned, quality=95)
     Image.fromarray(drawn[1][1][0].visible.astype(np.uint8) * 255).save(folder / "mask.png")
     ys, xs = np.nonzero(drawn[0][1][0].visible)
     box = (int(xs.min()), int(ys.min()), int(xs.max()), int(ys.max()))
@@ -106,6 +112,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with browsing.browser(tmp_path_factory.mktemp("browser")) as driver:
         # More is loaded than the browser would remember.
         script = {"source": "performance.setResourceTimingBufferSize(5000)"}
+        driver.set_window_size(1500, 1420)
         driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", script)
         yield driver
 
@@ -119,7 +126,7 @@ def until(driver: Any, what: str, look: Callable[[], Any]) -> Any:
         try:
             if found := look():
                 return found
-        except (WebDriverException, IndexError):
+        except (WebDriverException, IndexError, ValueError):  # not there yet, or drawn anew meanwhile
             pass
         time.sleep(0.1)
     browsing.picture(driver, "not-seen")
@@ -211,11 +218,15 @@ def test_a_class_is_learnt_from_a_box_and_a_mask_and_found(
     until(driver, "two examples", lambda: len(css(driver, "#examples img")) == 2)
     until(driver, "an empty editor", lambda: is_empty(driver))
 
+    if os.environ.get(browsing.SCREENSHOTS):  # as it looks while one works
+        edit(driver, pictures.first)
+        draw(driver, size, [(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)])
     query = pictures.queries / "ä b.png"
     upload(driver, "#query", query)
     click(driver, "#segment")
     until(driver, "the result", lambda: css(driver, "#result img"))
     until(driver, "what was found", lambda: "highest probability" in text(driver))
+    driver.execute_script("window.scrollTo(0, 0)")
     browsing.picture(driver, "page")
 
     (learned,) = until(driver, "the class", lambda: css(driver, "#files a[href$=safetensors]"))
@@ -230,6 +241,10 @@ def test_a_class_is_learnt_from_a_box_and_a_mask_and_found(
         found, np.array([x0, y0, x1, y1]) * [*scale, *scale], atol=4
     )  # the brush is 3 px wide there
     assert support.masks[0].sum() == (found[2] - found[0]) * (found[3] - found[1])
+
+    side = (support.image_size_px, support.image_size_px)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(pictures.second)).resize(side), dtype=float)
+    assert np.abs(support.images[1].permute(1, 2, 0).numpy() - upright).mean() < 8
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the page: sums are rounded in another order on more
@@ -319,7 +334,7 @@ def test_what_is_no_example_is_refused(tmp_path: Path) -> None:
 def test_a_visitors_classes_are_forgotten_and_those_before_stay(model: Path, pictures: Pictures) -> None:
     from mshnet.page import Example, Model
 
-    image = np.asarray(Image.open(pictures.second).convert("RGB"))
+    image = np.asarray(ImageOps.exif_transpose(Image.open(pictures.second)))
     mask = np.asarray(Image.open(pictures.second_mask)) > 0
     segmenter = Segmenter.from_checkpoint(model, device="cpu")
     with pytest.raises(InputError, match="expected an example, found none"):
