@@ -270,7 +270,7 @@ def _folds(
 def _pairs(config: CrossValidationConfig, partition: Partition, fold: int, seen: Sequence[SurveyedImage]) -> FoldPairs:
     from mshnet.data.splits import without_novel
     from mshnet.data.survey import fold_pairs
-    from pipelines.draw import split_lists, without_small
+    from pipelines.fold_lists import split_lists, without_small
 
     lists = split_lists(config, partition, fold, [(i.image_id, i.subset, dict(i.pixels)) for i in seen])
     kept = lists.train
