@@ -120,7 +120,7 @@ def test_every_number_says_that_its_weights_were_given() -> None:
     assert run_metrics.of_fold(folds[0], None)["test_given_weights/miou"] == pytest.approx(folds[0].score.miou)
     text = "\n".join(report_markdown.markdown(result, pictures))
     assert "given weights (training unknown), " in text
-    assert "best epoch" not in text
+    assert "training episodes in" not in text
     assert "Learning curves" not in text
 
 
