@@ -64,7 +64,8 @@ class BlockConv(nn.Module):
 
     def _each(self, similarity: Float[Tensor, "b k l h w"]) -> Float[Tensor, "b k c h w"]:
         merged: Tensor = self.local(self.layers(_laid_out(similarity.flatten(0, 1))))
-        return merged.unflatten(0, similarity.shape[:2])
+        shots: Tensor = merged.unflatten(0, similarity.shape[:2])
+        return shots
 
 
 def _laid_out(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
