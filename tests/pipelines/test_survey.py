@@ -22,6 +22,8 @@ from pipelines.config import CrossValidationConfig, EvaluationConfig, Validation
 from pipelines.dag import Stage
 from pipelines.drawn import DrawnTest, DrawnTraining
 from pipelines.survey_page import CHOICE, NUMBERS, PAGE, TEXT
+from pipelines.tracking import Tracker
+from pipelines.tracking_client import client
 from tests.mshnet.data.awkward import write_awkward_coco_json
 from tests.pipelines.drawn_fold import done
 
@@ -164,6 +166,24 @@ def test_the_job_s_report_counts_what_the_job_draws(
     assert numbers["folds"] == json.loads((tmp_path / NUMBERS).read_text())["folds"]
     assert "picture missing" not in storage.read_bytes(storage.join(folder, PAGE)).decode()
     assert survey.summary_text(result).startswith("What coco-json holds: 60 images, 7 classes\n  have a look: ")
+
+
+def test_the_parent_run_gets_the_whole_report(
+    sealed: tuple[CrossValidationConfig, scan.Scan, Stage], tmp_path: Path, empty_database: bytes
+) -> None:
+    (tmp_path / "mlflow.db").write_bytes(empty_database)
+    config, scanned, stage = sealed
+    config = replace(config, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", store=str(tmp_path / "store"))
+    tracker = Tracker(config.tracking_uri, config.experiment)
+    run_id = tracker.start_parent("parent", {}, {}, "key")
+    of_run = survey.stage(config, scanned, stage, run_id)
+    result = survey.survey_store(config, of_run.folder, stage.folder, run_id, {})
+    assert result["parent_run_id"] == run_id
+    assert of_run.complete(result)
+    assert not survey.stage(config, scanned, stage, "another run").complete(result)
+    logged = client(config.tracking_uri)
+    names = {entry.path for entry in logged.list_artifacts(run_id, survey.ARTIFACTS)}
+    assert {survey.ARTIFACT, f"{survey.ARTIFACTS}/{CHOICE}", f"{survey.ARTIFACTS}/pictures"} <= names
 
 
 def test_small_classes_are_refused_by_the_report_as_by_the_job(
