@@ -21,6 +21,7 @@ from mshnet.errors import InputError
 from pipelines.tracking import Tracker, cut
 from pipelines.tracking_client import client, quiet, quotable
 from pipelines.tracking_registry import LONGEST_DESCRIPTION, Registry
+from pipelines.tracking_server import check
 from pipelines.tracking_uri import absolute, sqlite_file
 
 MODEL = "artifacts/model"
@@ -52,6 +53,7 @@ def download(address: str, folder: Path, tracking_uri: str) -> Path:
             f"expected MLflow's database at {str(file)!r} to look for {address}, found none; give --tracking-uri, or "
             "set MLFLOW_TRACKING_URI"
         )
+    check(uri)
     version = _version(client(uri), wanted, uri)
     return _fetched(version, folder, uri, address)
 
@@ -66,6 +68,7 @@ def register(folder: str | Path, name: str, tracking_uri: str, description: str)
 
     config = read_config(str(folder))
     tracker = Tracker(tracking_uri, EXPERIMENT)
+    check(tracker.tracking_uri)
     with tempfile.TemporaryDirectory() as scratch:
         weights = _local_weights(str(folder), Path(scratch))
         with weights.open("rb") as opened:

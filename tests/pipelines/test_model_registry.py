@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -97,6 +98,13 @@ def test_looking_makes_no_database(tmp_path: Path, model: Path) -> None:
     with pytest.raises(InputError, match="no model under"):
         register(tmp_path, NAME, f"sqlite:///{tmp_path}/absent.db", "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with pytest.raises(InputError, match=r"expected a tracking server at .* found none that answers"):
+        download(f"models:/{NAME}/1", tmp_path, f"http://127.0.0.1:{port}")
 
 
 def test_a_model_of_another_project_is_named(registry: str, tmp_path: Path) -> None:
