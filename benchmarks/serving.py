@@ -25,6 +25,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 import socket
 import statistics
 import subprocess
@@ -146,6 +147,7 @@ def packaged(config: Any, image_size_px: int, backbone_weights: str, out: Path) 
     network, folder, packed = architectures.build(config), out / "model", out / "packaged"
     checkpoint.load_backbone_weights(network.backbone, backbone_weights)
     checkpoint.save_model(network, str(folder), {"image_size_px": image_size_px})
+    shutil.rmtree(packed, ignore_errors=True)  # of an earlier run
     served_model.save(packed, folder / checkpoint.WEIGHTS_FILE, checkpoint.read_config(str(folder)), Model())
     return packed
 

@@ -78,6 +78,7 @@ def crown(registry: Registry, cross_validation: str, contenders: Sequence[Conten
             return Champion(version=str(held), reason=reason)
         why += f"; mean mIoU {100 * new:.1f} %, {100 * old:.1f} % before over the same folds"
     mlflow.set_registered_model_alias(name, CHAMPION, best.version)
+    LOG.info("%s: alias %r is at version %s now: it %s", name, CHAMPION, best.version, why)
     return Champion(version=best.version, reason=why)
 
 
