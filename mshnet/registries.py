@@ -1,7 +1,8 @@
 """Models by address, kept by whoever is installed to keep them: the method need not know who.
 
 A registry is an entry point of the group `mshnet.registries`, named as its addresses' scheme, that leads to a module
-with `download(address: str, folder: Path, tracking_uri: str) -> Path`: a model folder, somewhere below `folder`.
+with `download(address: str, folder: Path, tracking_uri: str) -> Path`: a model folder, somewhere below `folder`; and
+`register(folder: str, name: str, tracking_uri: str, description: str) -> str`: the number of the new version.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import re
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 from mshnet.errors import InputError
 
@@ -24,18 +26,21 @@ def download(address: str, folder: Path, tracking_uri: str = "") -> Path:
     """The model folder of an address. Raises InputError where there is no such model, or nobody who knows of it."""
     if not is_address(address):
         raise InputError(f"expected a registry's address, as models:/NAME@champion or models:/NAME/3, got {address!r}")
-    scheme = address.partition(":")[0]
+    return Path(keeper(address.partition(":")[0]).download(address, folder, tracking_uri))
+
+
+def keeper(scheme: str) -> Any:
+    """The module that keeps the models of a scheme. Raises InputError where none is installed."""
     known = {point.name: point for point in entry_points(group=GROUP)}
     if scheme not in known:
         raise InputError(
             f"expected a registry of {scheme}:/ addresses, found {', '.join(known) or 'none'} installed; "
-            "pip install 'mshnet[pipelines]', or give a model folder"
+            "pip install 'mshnet[pipelines]', or use a model folder alone"
         )
     try:
-        registry = known[scheme].load()
+        return known[scheme].load()
     except ImportError as error:
         raise InputError(
             f"the registry of {scheme}:/ addresses cannot be loaded ({error}); pip install 'mshnet[pipelines]', or "
-            "give a model folder"
+            "use a model folder alone"
         ) from error
-    return Path(registry.download(address, folder, tracking_uri))

@@ -45,7 +45,7 @@ def command(
         register: Also as a version of this registered model in MLflow.
         tracking_uri: MLflow's; empty: what MLFLOW_TRACKING_URI names, else sqlite:///outputs/mlflow.db.
     """
-    from mshnet import published
+    from mshnet import published, registries
     from mshnet.checkpoint import CONFIG_FILE, load_backbone_weights, read_state_dict, save_model
     from mshnet.data.filesystem import filesystem
 
@@ -54,7 +54,7 @@ def command(
     fs, folder = filesystem(out)
     if not overwrite and fs.exists(posixpath.join(folder, CONFIG_FILE)):
         raise InputError(f"expected no model in {out!r} yet, found one; give another folder, or --overwrite")
-    registry = _registry() if register else None  # before the work
+    registry = registries.keeper("models") if register else None  # before the work
     state = read_state_dict(checkpoint)
     if strange := sorted(name for name, value in state.items() if not value.isfinite().all()):
         raise InputError(
@@ -109,18 +109,3 @@ def _description(made: dict[str, Any], details: dict[str, Any]) -> str:
         f"of {details['image_size_px']} px. How it was trained, and on which classes, is not known here: no number "
         "stands beside this version until it is evaluated (`pipelines/cross_validate.py --trained`).\n"
     )
-
-
-def _registry() -> Any:
-    """Who keeps registered models: the method knows no registry, an installed plugin does."""
-    from importlib.metadata import entry_points
-
-    for plugin in entry_points(group="mshnet.registries", name="models"):
-        try:
-            return plugin.load()
-        except ImportError as error:
-            raise InputError(
-                f"expected MLflow to register with, found that {error.name or error} is not installed; "
-                "pip install 'mshnet[pipelines]'"
-            ) from error
-    raise InputError("expected a model registry to register with, found none; pip install 'mshnet[pipelines]'")
