@@ -25,6 +25,11 @@ def check(config: CrossValidationConfig) -> None:
         )
 
 
+def check_classes(config: CrossValidationConfig, class_names: tuple[str, ...]) -> None:
+    """InputError where the folds cannot be of these classes, before it is known how many images show each."""
+    partition(config, class_names, dict.fromkeys(class_names, 1))
+
+
 def partition(
     config: CrossValidationConfig, class_names: tuple[str, ...], images_per_class: Mapping[str, int]
 ) -> Partition:

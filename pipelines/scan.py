@@ -86,6 +86,7 @@ def scan(config: CrossValidationConfig, record: bool = True) -> Scan:
     """
     found: Scan
     (found,) = dag.each(scan_source, [(config, record)], "scan")
+    own_folds.check_classes(config, found.class_names)
     return found
 
 

@@ -186,6 +186,16 @@ def test_a_file_that_names_no_class_of_the_data(parts: Path, tmp_path: Path) -> 
         drawn(config_of(parts, fold_count=8), 0)
 
 
+def test_folds_that_cannot_be_are_refused_before_a_picture_is_read(parts: Path, tmp_path: Path) -> None:
+    file = tmp_path / "classes.json"
+    file.write_text(json.dumps({"folds": [["bolt"], ["nutt"]]}))
+    with pytest.raises(InputError, match="'nutt'"):
+        own_folds.check_classes(config_of(parts, classes=str(file), fold_count=2), CLASSES)
+    with pytest.raises(InputError, match="found 8 folds and 7 classes"):
+        own_folds.check_classes(config_of(parts, fold_count=8), CLASSES)
+    own_folds.check_classes(config_of(parts), CLASSES)
+
+
 def test_the_folds_are_part_of_the_key_of_what_is_drawn(parts: Path, tmp_path: Path) -> None:
     def keys(config: CrossValidationConfig) -> tuple[str, str]:
         training, test = stages(config, 0)
