@@ -22,7 +22,10 @@ LONGEST = (
     "tests/e2e/",
     "tests/infra/",
     "tests/mshnet/test_golden_training.py",
+    "tests/test_tutorials.py",
     "tests/mshnet/",
+    "tests/pipelines/test_predict.py",
+    "tests/pipelines/test_serving.py",
 )
 """Where the files are that take minutes, the longest first."""
 
