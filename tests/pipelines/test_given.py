@@ -12,7 +12,7 @@ import torch
 from mshnet import ModelConfig, MSHNet
 from mshnet.checkpoint import WEIGHTS_FILE, save_model
 from mshnet.errors import InputError
-from pipelines import given, report_markdown, run_metrics, scan, search, storage
+from pipelines import given, matrix, report_markdown, run_metrics, scan, search, storage
 from pipelines.config import CrossValidationConfig
 from pipelines.fold_table import facts, table_rows
 from pipelines.graph import build
@@ -127,3 +127,9 @@ def test_every_number_says_that_its_weights_were_given() -> None:
 def test_a_search_takes_no_weights(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="leave --trained out"):
         search.check(config_of(tmp_path, folder), search.SearchConfig())
+
+
+def test_the_tables_cells_take_none_as_each_is_another_network() -> None:
+    argv = ["--trained", "model", "--tables", "2"]
+    with pytest.raises(InputError, match="--trained is of one cell"):
+        matrix.configurations(matrix.parse(matrix.MatrixArguments, argv, "matrix", ""), argv)
