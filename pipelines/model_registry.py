@@ -18,9 +18,9 @@ from typing import Any
 
 from mshnet.data.filesystem import filesystem, is_local
 from mshnet.errors import InputError
-from pipelines.tracking import Tracker, cut
+from pipelines.tracking import Tracker
 from pipelines.tracking_client import client, quiet, quotable
-from pipelines.tracking_registry import LONGEST_DESCRIPTION, Registry
+from pipelines.tracking_registry import Registry
 from pipelines.tracking_server import check
 from pipelines.tracking_uri import absolute, sqlite_file
 
@@ -92,25 +92,14 @@ def _local_weights(folder: str, scratch: Path) -> Path:
 
 def _registered(registry: Registry, weights: Path, config: Mapping[str, Any], sha256: str) -> str:
     tracker, name = registry.tracker, registry.model_name
-    mlflow = client(tracker.tracking_uri)
     tags = {"origin": str(config.get("origin", "given weights")), "weights_sha256": sha256}
     key = f"{name} {sha256}"
     run_id = tracker.start_parent(f"{name}: given weights", {"model": config["model"]}, tags, key)
     tracker.describe(run_id, registry.description)
     tags |= {"fold": "none", "run_id": run_id}
-    registry._make(mlflow)
-    model = registry._log_model(mlflow, run_id, weights, config, tags, registry.description)
-    with quiet("mlflow"):
-        made = mlflow.create_model_version(
-            name,
-            model.artifact_location,
-            run_id,
-            tags=tags,
-            description=cut(registry.description, LONGEST_DESCRIPTION),
-            model_id=model.model_id,
-        )
+    version = registry.add(run_id, weights, config, tags, registry.description, registry.description)
     tracker.finish(run_id)
-    return str(made.version)
+    return version
 
 
 def _known(mlflow: Any, name: str, sha256: str) -> str:

@@ -64,12 +64,10 @@ class Registry:
             raise InputError(f"no weights to register at {weights}")
         with weights.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        mlflow = self._client()
         same_run = f"name = '{quotable(self.model_name)}' and run_id = '{quotable(run_id)}'"
-        for known in mlflow.search_model_versions(same_run):
+        for known in self._client().search_model_versions(same_run):
             if known.tags.get("weights_sha256") == sha256 and known.status == "READY":
                 return str(known.version)
-        self._make(mlflow)
         tags = {  # in the order in which the list of versions shows them
             "fold": str(version.fold),
             "miou": repr(float(version.miou)),
@@ -80,14 +78,28 @@ class Registry:
             "weights_sha256": sha256,
             CONDITIONS_TAG: version.conditions.to_text(),
         }
-        model = self._log_model(mlflow, run_id, weights, config, tags, version.card)
+        return self.add(run_id, weights, config, tags, version.description, version.card)
+
+    def add(
+        self,
+        run_id: str,
+        weights: Path,
+        config: Mapping[str, Any],
+        tags: Mapping[str, str],
+        description: str,
+        card: str = "",
+    ) -> str:
+        """Number of a new version, logged to a run; one of the tags says the fold. The model is made if need be."""
+        mlflow = self._client()
+        self._make(mlflow)
+        model = self._log_model(mlflow, run_id, weights, config, dict(tags), card)
         with quiet("mlflow"):
             made = mlflow.create_model_version(
                 self.model_name,
                 model.artifact_location,  # "models:/ID" would be looked up at MLflow's global tracking URI
                 run_id,
-                tags=tags,
-                description=cut(version.description, LONGEST_DESCRIPTION),
+                tags=dict(tags),
+                description=cut(description, LONGEST_DESCRIPTION),
                 model_id=model.model_id,
             )
         return str(made.version)
