@@ -13,12 +13,13 @@ from torch import Tensor
 
 from mshnet.data import pictures
 from mshnet.data.masks import object_mask
-from mshnet.data.picture_files import read_picture
+from mshnet.data.picture_files import opened, read_picture
 from mshnet.errors import InputError
 
 ImageInput = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 """A path or URI (turned upright by its EXIF orientation), a PIL picture, a uint8 array (H, W, 3) or (H, W), or a uint8
 tensor (3, H, W); all but files are taken as their pixels lie."""
+_EXIF_ORIENTATION = 0x0112
 Polygon = Sequence[float | int]
 MaskInput = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor | Mapping[str, Any] | Sequence[Polygon]
 """A file (`mask.png`, `labels.png#3`, `annotations.json#category`, `polygons.json`), a PIL picture, a bool or integer
@@ -49,14 +50,16 @@ def _is_picture(pixels: np.ndarray, image: object) -> bool:
     return pixels.ndim in (2, 3) and channels == 3 and pixels.size > 0
 
 
-def image_name(image: ImageInput) -> str:
-    """The path of an image that is a file, else empty: by it a COCO JSON knows its annotations."""
-    return os.fspath(image) if isinstance(image, str | os.PathLike) else ""
+def read_example(image: ImageInput, mask: MaskInput) -> tuple[UInt8[np.ndarray, "H W 3"], Bool[np.ndarray, "H W"]]:
+    """A labelled example: its pixels, and where the object is. Of files both are upright.
 
-
-def read_mask(mask: MaskInput, size: tuple[int, int], name: str = "") -> Bool[np.ndarray, "H W"]:
-    """Where the object is, for an image of that height and width, and of that `image_name`.
-
-    Raises InputError for what is no mask, is of another size, shows no object, or would be a guess.
+    A COCO JSON knows an image by its path. Raises InputError for what is no picture, and for a mask that is none, is of
+    another size, shows no object, or would be a guess.
     """
-    return object_mask(mask, *size, image_name=name)
+    name, orientation = "", 1
+    if isinstance(image, str | os.PathLike):
+        name, picture = os.fspath(image), opened(image)
+        orientation = int(picture.getexif().get(_EXIF_ORIENTATION, 1))
+        image = pictures.upright(picture)
+    pixels = read_image(image)
+    return pixels, object_mask(mask, pixels.shape[0], pixels.shape[1], name, orientation)

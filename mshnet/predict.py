@@ -28,7 +28,7 @@ from mshnet.calibration import best_threshold, counts_by_threshold
 from mshnet.data.transforms import nearest
 from mshnet.errors import InputError
 from mshnet.inference import Network, Precision, fingerprint, foreground_lead
-from mshnet.inputs import ImageInput, MaskInput, image_name, read_image, read_mask
+from mshnet.inputs import ImageInput, MaskInput, read_example, read_image
 from mshnet.model import FewShotModel
 from mshnet.segmented import Segmented, probability
 from mshnet.support_set import NEUTRAL_THRESHOLD, SupportSet
@@ -227,8 +227,7 @@ class Segmenter:
         self, what: str, image: ImageInput, mask: MaskInput
     ) -> tuple[UInt8[Tensor, "3 S S"], UInt8[Tensor, "S S"]]:
         try:
-            pixels = read_image(image)
-            marked = read_mask(mask, (pixels.shape[0], pixels.shape[1]), image_name(image))
+            pixels, marked = read_example(image, mask)
         except InputError as error:
             raise InputError(f"{what}: {error}") from error
         square = nearest(torch.from_numpy(marked.view(np.uint8)), self.image_size_px)
@@ -282,7 +281,8 @@ class Segmenter:
         for start in range(0, len(views), together):
             self._look(views[start : start + together], chosen)
         names, thresholds = tuple(each.name for each in chosen), tuple(each.threshold for each in chosen)
-        return [Segmented(names, probability(blend.mean()).cpu().numpy(), thresholds) for blend in blends]
+        found = [torch.stack([probability(lead) for lead in blend.mean()]) for blend in blends]
+        return [Segmented(names, probabilities.cpu().numpy(), thresholds) for probabilities in found]
 
     def _look(self, views: Sequence[View], chosen: Sequence[Learned]) -> None:
         """One pass through the backbone, and one through the rest for each class."""

@@ -53,11 +53,12 @@ class Segmented:
         return np.asarray(self.labels == self.classes.index(name) + 1)
 
 
-def probability(difference: Float[Tensor, "*n H W"]) -> Float[Tensor, "*n H W"]:
+def probability(difference: Float[Tensor, "H W"]) -> Float[Tensor, "H W"]:
     """The softmax's foreground, 0..1, from the foreground's logit less the background's.
 
     0.5 or more exactly where that is above 0: rounding alone would give 0.5 to both sides of it, and a tie is
-    background, as in evaluation.
+    background, as in evaluation. One class at a time: what a vector unit computes and what is left over at a tensor's
+    end differ in the last bit, so several together would not have the bits of each alone.
     """
     found = torch.sigmoid(difference)
     return torch.where(difference > 0, found.clamp(min=0.5), found.clamp(max=BELOW_HALF))

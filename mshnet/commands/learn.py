@@ -44,13 +44,16 @@ def command(settings: Annotated[Learn, tyro.conf.arg(name="")]) -> None:
     The file holds the examples at the model's size and the threshold, no code. The last line on stdout says as JSON
     what was written.
     """
-    from mshnet.commands.examples import open_segmenter, read_examples, refuse_existing
+    from mshnet.commands.examples import read_examples, refuse_existing
+    from mshnet.predict import Segmenter
 
     if not settings.out.endswith(".safetensors"):
         raise InputError(f"expected a file name that ends with .safetensors for --out, got {settings.out!r}")
     refuse_existing(settings.out, settings.overwrite, "--out")
     images, masks = read_examples(settings.support)
-    segmenter = open_segmenter(settings.model, settings.device, settings.precision, settings.tracking_uri)
+    segmenter = Segmenter.open(
+        settings.model, tracking_uri=settings.tracking_uri, device=settings.device, precision=settings.precision
+    )
     learned = segmenter.learn(settings.name, images, masks, calibrate=settings.calibrate)
     learned.save(settings.out)
     print(

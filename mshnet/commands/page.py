@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mshnet.commands.examples import Precision, open_segmenter
+from mshnet.commands.examples import Precision
 from mshnet.errors import InputError
 
 if TYPE_CHECKING:
@@ -70,10 +70,10 @@ def _pictures(folder: str) -> list[str]:
 
 
 def _segmenter(model: str, learned: tuple[str, ...], device: str, precision: Precision, uri: str) -> Segmenter:
-    from mshnet.predict import SupportSet
+    from mshnet.predict import Segmenter, SupportSet
 
     supports = [SupportSet.load(path) for path in learned]
-    segmenter = open_segmenter(model, device, precision, uri)
+    segmenter = Segmenter.open(model, tracking_uri=uri, device=device, precision=precision)
     for support in supports:
         segmenter.add(support)
     return segmenter

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from mshnet.commands.examples import Precision, open_segmenter, read_examples
+from mshnet.commands.examples import Precision, read_examples
 from mshnet.commands.queries import Query, find_queries
 from mshnet.commands.results import MOST_CLASSES, Results
 from mshnet.data.filesystem import is_local
@@ -101,6 +101,7 @@ def command(settings: Annotated[Segment, tyro.conf.arg(name="")]) -> None:
     Submitted again, it does only what is missing. A picture that cannot be read is named, the others are done, and
     the command ends with 1. The last line on stdout says as JSON what was done.
     """
+    from mshnet.predict import Segmenter
     from mshnet.tiles import check_tiles
 
     started = time.monotonic()
@@ -109,7 +110,9 @@ def command(settings: Annotated[Segment, tyro.conf.arg(name="")]) -> None:
     queries = find_queries(settings.query, out, settings.overlay)
     examples = read_examples(settings.support) if settings.support else None
     supports = _supports(settings)
-    segmenter = open_segmenter(settings.model, settings.device, settings.precision, settings.tracking_uri)
+    segmenter = Segmenter.open(
+        settings.model, tracking_uri=settings.tracking_uri, device=settings.device, precision=settings.precision
+    )
     for support in supports:
         segmenter.add(support)
     if examples is not None:

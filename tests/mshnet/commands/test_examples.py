@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mshnet.commands.examples import open_segmenter, read_examples
+from mshnet.commands.examples import read_examples
 from mshnet.errors import InputError
+from mshnet.predict import Segmenter
 
 
 def test_pictures_and_masks_are_upright_whichever_way_they_are_stored(tmp_path: Path) -> None:
@@ -32,6 +33,6 @@ def test_no_examples_and_no_registry() -> None:
     with pytest.raises(InputError, match="expected one or more examples"):
         read_examples([])
     with pytest.raises(InputError, match="no model under 's3' "):
-        open_segmenter("s3")
+        Segmenter.open("s3")
     with pytest.raises(InputError, match="unheard"):
-        open_segmenter("unheard:/NAME/1")
+        Segmenter.open("unheard:/NAME/1")
