@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
         (["--shot", "0"], "shot must be 1 or more, got 0"),
         (["--no-such-option", "1"], "no-such-option"),
         (["--backbone", "vgg16"], "vgg16"),
-        (["--recipe", "unheard"], "recipe must be one of default, paper, published, demo, got 'unheard'"),
+        (["--recipe", "unheard"], "recipe must be one of default, paper, published, quick, demo, got 'unheard'"),
         (["--workers", "5"], "workers must be at most 4, got 5"),
         (["--config", "absent.json"], "no configuration file 'absent.json'"),
     ],
