@@ -55,13 +55,14 @@ def crown(registry: Registry, cross_validation: str, contenders: Sequence[Conten
     if any(math.isnan(_miou(tags)) for tags in by_fold.values()):
         return _stays(name, held, "a fold of the new cross-validation has no score")
     best = max(contenders, key=lambda contender: contender.lead)
-    why = f"leads prototype matching by {100 * best.lead:.1f} mIoU points, the most of {len(contenders)} fold(s)"
+    why = f"has {100 * best.lead:+.1f} mIoU points over prototype matching, the most of {len(contenders)} fold(s)"
     if held is not None:
         holder = mlflow.get_model_version(name, str(held)).tags
         there = holder.get(CROSS_VALIDATION_TAG, "")
         if there == cross_validation:
-            # Set by hand to another fold, or this very job submitted again.
-            return Champion(version=str(held), reason="of this cross-validation already")
+            # This very job submitted again, or set by hand to another fold.
+            reason = why if str(held) == best.version else "it is at another fold of this cross-validation, set by hand"
+            return Champion(version=str(held), reason=reason)
         if not there:
             return _stays(name, held, "the version that has it was made by no cross-validation that says so")
         known = _judged(mlflow, name, there)

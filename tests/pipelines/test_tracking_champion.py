@@ -56,7 +56,7 @@ def job(tmp_path: Path, empty_database: bytes) -> Job:
 def test_of_one_cross_validation_it_is_the_fold_with_the_largest_lead_over_prototype_matching(job: Job) -> None:
     found = job.judged("first", {0: (0.70, 0.60), 1: (0.50, 0.25), 2: (0.60, 0.40)})
     assert found.version == "2", "not fold 0, whose classes are easy for anybody"
-    assert "by 25.0 mIoU points, the most of 3" in found.reason
+    assert found.reason == "has +25.0 mIoU points over prototype matching, the most of 3 fold(s)"
     assert job.client.get_model_version(NAME, "3").tags[CROSS_VALIDATION_TAG] == "first"
 
 
