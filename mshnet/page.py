@@ -23,7 +23,7 @@ from mshnet.data.picture_files import opened, read_picture
 from mshnet.errors import InputError
 from mshnet.predict import Segmented, Segmenter, SupportSet
 from mshnet.strokes import Reading, mask_from_strokes
-from mshnet.visualize.overlay import label_overlay
+from mshnet.visualize.labels import label_overlay
 
 MOST_EXAMPLES = 5
 """Of a class."""

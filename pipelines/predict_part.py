@@ -173,7 +173,7 @@ def _row(query: Query, error: str | None = None) -> dict[str, Any]:
 
 def _write(settings: PartSettings, read: _Read, segmented: Segmented) -> None:
     from mshnet.commands.results import label_picture
-    from mshnet.visualize.overlay import label_overlay
+    from mshnet.visualize.labels import label_overlay
     from mshnet.visualize.style import png_bytes
 
     name = f"{read.query.path}.png"

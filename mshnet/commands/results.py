@@ -16,7 +16,7 @@ from PIL import Image, PngImagePlugin
 from mshnet.commands.queries import Query
 from mshnet.data.files import write_atomically
 from mshnet.errors import InputError
-from mshnet.visualize.overlay import class_colour, label_overlay
+from mshnet.visualize.labels import class_colour, label_overlay
 
 CLASSES_FILE = "classes.json"
 MOST_CLASSES = 255

@@ -18,7 +18,7 @@ from PIL import Image
 from mshnet import ModelConfig, MSHNet, checkpoint
 from mshnet.__main__ import main
 from mshnet.predict import Segmenter, SupportSet
-from mshnet.visualize.overlay import class_colour
+from mshnet.visualize.labels import class_colour
 
 SIDE = 65
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mshnet.errors import InputError
-from mshnet.visualize.overlay import TINT, class_colour, label_overlay
+from mshnet.visualize.labels import TINT, class_colour, label_overlay
 
 
 def picture(height: int = 300, width: int = 500) -> np.ndarray:
